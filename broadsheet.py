@@ -1,0 +1,246 @@
+"""Broadsheet's front door: the command line and nothing else. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import UserError, WorkFailed
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+F = Callable[..., Any]
+
+
+def _options(*options: F) -> Callable[[F], F]:
+    def decorate(f: F) -> F:
+        for option in reversed(options):
+            f = option(f)
+        return f
+
+    return decorate
+
+
+COMMON = _options(
+    click.option("--config", "config_file", metavar="FILE", help="YAML configuration (see 'broadsheet config')."),
+    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one key; may be repeated."),
+    click.option("--name", metavar="NAME", help="Name of the run; everything goes under <storage>/<name>/."),
+    click.option("--storage", metavar="PATH", help="Where runs live: a folder or s3://... [runs]"),
+    click.option("--address", metavar="HOST:PORT", help="Ray cluster; RAY_ADDRESS works too. [a local Ray]"),
+)
+DATA = _options(
+    click.option("--dataset", metavar="NAME", help="auto, ag_news, reuters8, reuters52 or newsgroups20."),
+    click.option("--data", "train_files", multiple=True, metavar="FILE", help="Your own rows: a file, glob or URI."),
+    click.option(
+        "--validation", "validation_files", multiple=True, metavar="FILE", help="Validation rows. [split off]"
+    ),
+    click.option("--test", "test_files", multiple=True, metavar="FILE", help="Test rows. [split off]"),
+    click.option("--text", metavar="COLUMNS", help="Text columns, comma-separated, joined in order. [text]"),
+    click.option("--label", metavar="COLUMN", help="The label column. [label]"),
+    click.option("--format", "file_format", metavar="FORMAT", help="csv, tsv, tab, jsonl or parquet. [by name]"),
+)
+MODEL = click.option("--model", metavar="MODEL", help="minilm, lstm, a hub name or a model folder. [minilm]")
+WORKERS = click.option("--workers", type=int, metavar="N", help="DDP workers. [one per GPU, else 2]")
+FULL = click.option("--full", is_flag=True, help="All rows and epochs of a named data set, not the short job.")
+ENDPOINT = _options(
+    click.option("--host", metavar="ADDRESS", help="Address to listen on. [127.0.0.1]"),
+    click.option("--port", type=int, metavar="PORT", help="HTTP port. [8000]"),
+)
+
+FLAGS = {
+    "name": "name", "storage": "storage", "dataset": "data.dataset", "train_files": "data.train",
+    "validation_files": "data.validation", "test_files": "data.test", "text": "data.text", "label": "data.label",
+    "file_format": "data.format", "model": "model.name", "workers": "train.workers", "host": "serve.host",
+    "port": "serve.port", "trials": "tune.trials",
+}  # fmt: skip
+
+
+def _load(options: dict[str, Any]) -> Config:
+    """The configuration from a command's options, which are taken out of ``options``."""
+    from pipeline import config
+
+    flags = {key: options.pop(flag) for flag, key in FLAGS.items() if flag in options}
+    return config.load(options.pop("config_file"), options.pop("sets"), flags)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="broadsheet", prog_name="broadsheet")
+def cli() -> None:
+    """From raw labelled text to a served classifier, on a laptop or on a Ray cluster.
+
+    Start with 'broadsheet run'. Every command says what it wrote and what to type next.
+    """
+
+
+@cli.command()
+@COMMON
+@DATA
+@MODEL
+@WORKERS
+@ENDPOINT
+@FULL
+@click.option("--keep-serving", is_flag=True, help="Leave the endpoint running until Ctrl-C.")
+def run(full: bool, keep_serving: bool, **options: Any) -> None:
+    """The whole loop: prepare, train, evaluate, serve, classify two headlines."""
+    address = options.pop("address")
+    config = _load(options)
+    from pipeline import stages
+    from serve import stage
+
+    stage.before_connecting(config)
+    done = stages.run(config, full, address)
+    stage.answer_and_stop(done, address, keep_serving)
+
+
+@cli.command()
+@COMMON
+@DATA
+@MODEL
+def prepare(**options: Any) -> None:
+    """Read, clean, deduplicate, split and tokenize; every row is kept, rejected or listed as a duplicate."""
+    address = options.pop("address")
+    config = _load(options)
+    from pipeline import stages
+
+    stages.prepare(config, address)
+
+
+@cli.command()
+@COMMON
+@DATA
+@MODEL
+@WORKERS
+@FULL
+def train(full: bool, **options: Any) -> None:
+    """Fine-tune on prepared data (made first if need be); the same command resumes after a kill."""
+    address = options.pop("address")
+    config = _load(options)
+    from pipeline import stages
+
+    stages.train(config, full, address)
+
+
+@cli.command()
+@COMMON
+@DATA
+@MODEL
+@click.option("--trials", type=int, metavar="N", help="Trials, the default recipe among them. [8]")
+@click.option("--show", metavar="SEARCH", help="Print the table of a finished search and stop.")
+def tune(show: str | None, **options: Any) -> None:
+    """Search hyper-parameters with ASHA; the winner becomes a checkpoint that 'serve' takes."""
+    address = options.pop("address")
+    config = _load(options)
+    from tune import search
+
+    if show:
+        search.show(show)
+    else:
+        search.run(config, address)
+
+
+@cli.command()
+@click.argument("where", required=False, metavar="[RUN]")
+@COMMON
+@click.option("--prepared", metavar="FOLDER", help="Prepared data to test on. [the run's own]")
+@click.option("--out", metavar="FOLDER", help="Where metrics.json and report/ go. [the run]")
+def evaluate(where: str | None, prepared: str | None, out: str | None, **options: Any) -> None:
+    """Score a checkpoint on the test rows: metrics.json, a table and report/index.html."""
+    address = options.pop("address")
+    config = _load(options)
+    from pipeline import stages
+
+    stages.evaluate(config, where, prepared, out, address)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@COMMON
+@click.option("--checkpoint", metavar="RUN", help="A run, search or checkpoint folder. [the run of --name]")
+@click.option("--text", metavar="COLUMNS", help="Text columns. [those the model was trained on]")
+@click.option("--format", "file_format", metavar="FORMAT", help="csv, tsv, tab, jsonl or parquet. [by name]")
+@click.option("--out", required=True, metavar="FOLDER", help="A new folder for the Parquet files.")
+def predict(files: tuple[str, ...], checkpoint: str | None, out: str, **options: Any) -> None:
+    """Classify files of any size on Ray Data, to Parquet."""
+    address = options.pop("address")
+    config = _load(options)
+    from pipeline import stages
+
+    stages.predict(config, files, checkpoint, out, address)
+
+
+@cli.command()
+@click.argument("where", required=False, metavar="[RUN]")
+@COMMON
+@ENDPOINT
+def serve(where: str | None, **options: Any) -> None:
+    """Serve a checkpoint over HTTP until Ctrl-C."""
+    address = options.pop("address")
+    config = _load(options)
+    from serve import stage
+
+    stage.serve(config, where, address)
+
+
+@cli.command()
+@COMMON
+@DATA
+@MODEL
+@WORKERS
+def doctor(**options: Any) -> None:
+    """Say what the machine or cluster has, and whether the configured job fits, with the arithmetic."""
+    address = options.pop("address")
+    config = _load(options)
+    from pipeline import doctor as examination
+
+    if not examination.run(config, address):
+        sys.exit(1)
+
+
+@cli.command("config")
+@click.option("--config", "config_file", metavar="FILE", help="YAML configuration to resolve.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one key; may be repeated.")
+def config_command(**options: Any) -> None:
+    """Print the resolved configuration with a line of explanation per key."""
+    from pipeline import config
+
+    click.echo(config.explained(_load(options)), nl=False)
+
+
+def main() -> None:
+    """Run a command and turn what went wrong into one sentence and an exit code (see the house rules)."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (UserError, WorkFailed) as e:
+        _fail(str(e), e.exit_code)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; the same command goes on from what is finished", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as e:  # the last resort: a person still gets one sentence
+        if os.environ.get("BROADSHEET_DEBUG"):
+            raise
+        log = Path("broadsheet-error.log").absolute()
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        first = (str(e).strip().splitlines() or [""])[0][:300]
+        _fail(f"unexpected {type(e).__name__}: {first} (details in {log})", 1)
+
+
+def _fail(sentence: str, code: int) -> None:
+    click.echo(click.style("error: ", fg="red", bold=True) + sentence, err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

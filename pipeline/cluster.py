@@ -1,0 +1,184 @@
+"""Connect to Ray, count what is there, and refuse plans that cannot be laid out, with the arithmetic."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import UserError, WorkFailed
+
+REACH_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has in all.
+
+    Attributes:
+        nodes: live nodes.
+        cpus: logical CPUs.
+        gpus: GPUs.
+        memory_gb: memory that Ray hands out.
+    """
+
+    nodes: int
+    cpus: int
+    gpus: int
+    memory_gb: float
+
+    def line(self) -> str:
+        """For a person."""
+        nodes = f"{self.nodes} node{'s' if self.nodes != 1 else ''}"
+        return f"{nodes}, {self.cpus} CPUs, {self.gpus} GPUs, {self.memory_gb:.0f} GB memory"
+
+
+def local_cpus() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def connect(address: str | None = None) -> Resources:
+    """Connect once: to ``address`` (or RAY_ADDRESS), else to a fresh local Ray that ends with this process.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    # Quiet by default; a user's own settings win.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    import ray
+
+    if not ray.is_initialized():
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if address != "local":
+            _check_reachable(address)
+        if address == "local":
+            # Ray Train frees the CPUs of a stopped trial only after asking the dashboard's API who is still alive.
+            options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": local_cpus()}
+        else:
+            # Only the variables the workers need travel; the code must be installed on every node.
+            options |= {"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(address=address, **options)
+        except Exception as e:  # ray raises many kinds here; the first line says what happened
+            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise UserError(
+                f"--address {address}: cannot connect to a Ray cluster there: {first}. "
+                "Start one with 'ray start --head', or leave --address and RAY_ADDRESS away for a local one"
+            ) from e
+    return resources()
+
+
+def _check_reachable(address: str) -> None:
+    """Find out in seconds that nobody listens: Ray's own attempt takes minutes.
+
+    Raises:
+        UserError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return  # ray:// and 'auto' are Ray's to resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as e:
+        raise UserError(
+            f"--address {address}: no Ray cluster listens there ({e}). Start one with 'ray start --head', "
+            "or leave --address and RAY_ADDRESS away for a local one"
+        ) from e
+
+
+def data() -> Any:
+    """``ray.data``, with its own log lines and progress bars off: ``console`` shows progress instead."""
+    import logging
+
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # only after the import, which configures it
+    return ray.data
+
+
+def resources() -> Resources:
+    """What the connected cluster has."""
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = sum(1 for n in ray.nodes() if n["Alive"])
+    return Resources(nodes, int(total.get("CPU", 0)), int(total.get("GPU", 0)), total.get("memory", 0) / 1e9)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How training is laid out: ``workers`` processes of ``cpus`` cores and ``gpus`` GPUs each."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether workers hold GPUs."""
+        return self.gpus > 0
+
+    def arithmetic(self) -> str:
+        """``2 workers x 1 CPU = 2 CPUs``."""
+        workers = f"{self.workers} worker{'s' if self.workers != 1 else ''}"
+        words = f"{workers} x {self.cpus} CPU = {self.workers * self.cpus} CPUs"
+        return words + (f", x {self.gpus:g} GPU = {self.workers * self.gpus:g} GPUs" if self.gpus else "")
+
+
+def train_layout(config: Config, have: Resources) -> Layout:
+    """The training layout that the configuration asks for or, where it is silent, what fits.
+
+    Raises:
+        UserError: it asks for more than the cluster has.
+    """
+    train = config.train
+    gpus = train.gpus_per_worker if train.gpus_per_worker is not None else (1.0 if have.gpus else 0.0)
+    if train.workers is not None:
+        workers = train.workers
+    elif gpus:
+        workers = max(1, int(have.gpus / gpus))
+    else:
+        workers = max(1, min(2 * max(1, have.nodes), have.cpus // train.cpus_per_worker))
+    layout = Layout(workers, train.cpus_per_worker, gpus)
+    check_fits("training", layout, have, "train.workers (--workers) or train.cpus_per_worker")
+    return layout
+
+
+def check_fits(what: str, layout: Layout, have: Resources, keys: str) -> None:
+    """Refuse a layout larger than the cluster.
+
+    Raises:
+        UserError: with the arithmetic and the keys to lower.
+    """
+    if layout.workers * layout.cpus > have.cpus or layout.workers * layout.gpus > have.gpus:
+        raise UserError(f"{what} does not fit: {layout.arithmetic()}, but the cluster has {have.line()}. Lower {keys}")
+
+
+def our_error(error: BaseException) -> UserError | WorkFailed | None:
+    """The UserError or WorkFailed inside what Ray raised for a task, actor or training worker, if there is one."""
+    seen: set[int] = set()
+    queue: list[BaseException] = [error]
+    while queue:
+        e = queue.pop()
+        if id(e) in seen:
+            continue
+        seen.add(id(e))
+        if isinstance(e, (UserError, WorkFailed)):
+            # Ray's mixed-in class prints a remote traceback: rebuild the plain one.
+            plain = e.args[0] if e.args and isinstance(e.args[0], str) and not hasattr(e, "traceback_str") else None
+            return UserError(plain) if plain and isinstance(e, UserError) else (WorkFailed(plain) if plain else e)
+        inner = [e.__cause__, e.__context__, getattr(e, "cause", None)]
+        inner += list((getattr(e, "worker_failures", None) or {}).values())
+        queue += [i for i in inner if isinstance(i, BaseException)]
+    return None

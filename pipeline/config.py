@@ -1,0 +1,367 @@
+"""One typed, frozen configuration tree: YAML in, ``--set train.epochs=2`` on top, unknown keys refused.
+
+Every key carries a sentence that ``broadsheet config`` prints. Sources in rising order of precedence:
+the defaults here, the YAML file, ``--set``, and the command's own flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+NAMED_DATASETS = ("ag_news", "reuters8", "reuters52", "newsgroups20")
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the rows come from and how they are read, cleaned and split."""
+
+    dataset: Literal["auto", "files", "ag_news", "reuters8", "reuters52", "newsgroups20"] = Field(
+        "auto",
+        description="Named data set; 'files' reads data.train; 'auto' takes ag_news if it can be had, else reuters8.",
+    )
+    train: tuple[str, ...] = Field((), description="Files, globs or URIs of labelled rows (flag --data).")
+    validation: tuple[str, ...] = Field((), description="Validation files; empty: split off by a hash of the text.")
+    test: tuple[str, ...] = Field((), description="Test files; empty: split off by a hash of the text.")
+    format: Literal["auto", "csv", "tsv", "tab", "jsonl", "parquet"] = Field(
+        "auto", description="How the files are written; 'auto' goes by the file name."
+    )
+    encoding: str = Field("utf-8", description="Character encoding of text files, e.g. utf-8 or gb18030.")
+    columns: tuple[str, ...] = Field((), description="Column names of csv/tsv files that have no header line.")
+    text: tuple[str, ...] = Field(("text",), min_length=1, description="Text columns, joined in this order.")
+    label: str = Field("label", description="The label column.")
+    labels: tuple[str, ...] = Field((), description="Names for integer labels, the first for labels_start.")
+    labels_start: int = Field(0, ge=0, description="The integer that the first entry of data.labels names.")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=0.5, description="Share of rows for validation when no file is given."
+    )
+    test_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of rows for the test when no file is given.")
+    min_chars: int = Field(2, ge=1, description="Shorter texts (after cleaning) are rejected as too short.")
+    max_chars: int = Field(
+        200_000, ge=10, description="Longer texts are cut here before cleaning; the report counts them."
+    )
+    shard_mb: int = Field(
+        16, ge=1, le=1024, description="Raw megabytes per prepared shard; fixes how many shards there are."
+    )
+
+
+class ModelConfig(Section):
+    """Which network is trained."""
+
+    name: str = Field(
+        "minilm", description="'minilm' (pretrained), 'lstm' (from scratch), a hub name, or a model folder."
+    )
+    max_tokens: int = Field(128, ge=8, le=8192, description="Longer texts are truncated to this many tokens.")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout; null: 0 for pretrained (faster, better), 0.3 for lstm."
+    )
+    vocab_size: int = Field(20_000, ge=100, description="lstm: size of the vocabulary trained on the train split.")
+    embedding_dim: int = Field(128, ge=8, description="lstm: width of the token embedding.")
+    hidden: tuple[int, ...] = Field((128, 64), min_length=1, description="lstm: units of each LSTM layer.")
+    bidirectional: bool = Field(True, description="lstm: read the text in both directions.")
+    pooling: Literal["mean", "max", "last"] = Field("max", description="lstm: how the states become one vector.")
+
+
+class TrainConfig(Section):
+    """The optimisation and its lay-out over workers."""
+
+    workers: int | None = Field(
+        None, ge=1, description="DDP workers; null: one per GPU, or 2 (1 on a single core) without GPUs."
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="CPU cores (and torch threads) of one worker.")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of one worker; null: 1 where the cluster has GPUs, else 0."
+    )
+    epochs: float = Field(2.0, gt=0, le=1000, description="Passes over the training rows.")
+    max_rows: int | None = Field(
+        None, ge=8, description="Train on at most this many rows (a fixed, stratified sample)."
+    )
+    batch_tokens: int = Field(
+        2048, ge=64, description="Tokens (padding included) of one optimiser step over all workers."
+    )
+    learning_rate: float | None = Field(None, gt=0, description="Peak rate; null: 1e-4 for pretrained, 3e-3 for lstm.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW decay of matrices (not of biases and norms).")
+    warmup: float = Field(
+        0.06, ge=0, lt=1, description="Share of the steps with a rising rate; it falls linearly to 0 after."
+    )
+    clip_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
+    freeze_embeddings: bool = Field(
+        False, description="Leave the token embeddings as they are: faster steps, a little less accuracy."
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="'auto': bf16 where the processor computes in it."
+    )
+    evaluations: int = Field(4, ge=1, description="Evaluations (and checkpoints) in the whole training, evenly spaced.")
+    keep_checkpoints: int = Field(1, ge=1, description="Best checkpoints kept, besides the latest.")
+    validation_rows: int | None = Field(
+        2_000,
+        ge=8,
+        description="Validation rows (a fixed, stratified sample) used while training; null: all.",
+    )
+    max_failures: int = Field(3, ge=0, description="Worker crashes survived by resuming from the last checkpoint.")
+
+
+class TuneConfig(Section):
+    """The search over hyper-parameters."""
+
+    trials: int = Field(8, ge=1, le=10_000, description="Trials, the default recipe among them (flag --trials).")
+    max_rows: int | None = Field(3_000, ge=8, description="Training rows of one trial; null: as train.max_rows.")
+    epochs: float = Field(2.0, gt=0, description="Epochs of a trial that is never stopped.")
+    evaluations: int = Field(4, ge=2, description="Reports of a full trial: the rungs at which ASHA may stop it.")
+    grace: int = Field(1, ge=1, description="Reports every trial makes before it may be stopped.")
+    reduction_factor: int = Field(2, ge=2, description="ASHA keeps one trial in this many at each rung.")
+    workers: int = Field(1, ge=1, description="DDP workers of one trial.")
+    concurrent: int | None = Field(None, ge=1, description="Trials at once; null: as many as the resources allow.")
+    learning_rate: tuple[float, float] = Field((3e-5, 5e-4), description="Range of the rate, log-uniform.")
+    batch_tokens: tuple[int, ...] = Field(
+        (1024, 2048, 4096), min_length=1, description="Choices of train.batch_tokens."
+    )
+    warmup: tuple[float, float] = Field((0.0, 0.2), description="Range of the warm-up share, uniform.")
+    weight_decay: tuple[float, float] = Field((1e-4, 0.1), description="Range of the decay, log-uniform.")
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> TuneConfig:
+        for name in ("learning_rate", "warmup", "weight_decay"):
+            low, high = getattr(self, name)
+            if not low < high:
+                raise ValueError(f"{name}: the first number must be below the second, got {low} and {high}")
+        if self.learning_rate[0] <= 0 or self.weight_decay[0] <= 0:
+            raise ValueError("learning_rate and weight_decay are searched on a log scale: both ends must be above 0")
+        if not 0 <= self.warmup[0] < self.warmup[1] < 1:
+            raise ValueError("warmup must lie in 0..1")
+        return self
+
+
+class ServeConfig(Section):
+    """The HTTP endpoint."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on; anything but loopback must be asked for (flag --host).",
+    )
+    port: int = Field(8000, ge=1, le=65535, description="HTTP port (flag --port).")
+    min_replicas: int = Field(1, ge=1, description="Replicas when idle.")
+    max_replicas: int = Field(2, ge=1, description="Replicas under load.")
+    target_ongoing_requests: float = Field(
+        16.0, gt=0, description="Requests in flight per replica that autoscaling aims at."
+    )
+    cpus_per_replica: float = Field(1.0, gt=0, description="CPU cores of one replica.")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of one replica.")
+    batch_tokens: int = Field(2048, ge=64, description="Tokens (padding included) of one forward pass.")
+    max_queue: int = Field(
+        512, ge=1, description="Texts waiting per replica; beyond that the answer is 429 with Retry-After."
+    )
+    timeout_s: float = Field(30.0, gt=0, description="A text that waited longer is answered 503.")
+    max_texts: int = Field(256, ge=1, description="Texts per request; more is 413.")
+    max_text_chars: int = Field(100_000, ge=1, description="Characters per text; more is 413.")
+    max_body_bytes: int = Field(4_000_000, ge=1024, description="Bytes per request body; more is 413.")
+    haproxy: bool = Field(True, description="HAProxy in front (13 times the requests per second of Ray's own proxy).")
+
+    @model_validator(mode="after")
+    def _replicas(self) -> ServeConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas is below min_replicas")
+        return self
+
+
+class Config(Section):
+    """The whole configuration. Sections: data, model, train, tune, serve."""
+
+    name: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Name of the run: <storage>/<name>/.",
+    )
+    storage: str = Field("runs", description="Where runs and prepared data live: a folder or an s3:// or gs:// URI.")
+    seed: int = Field(17, ge=0, lt=2**31, description="Seed of sampling, batch order, initial weights and dropout.")
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    tune: TuneConfig = TuneConfig()  # type: ignore[call-arg]
+    serve: ServeConfig = ServeConfig()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> Config:
+        if self.name == "prepared":
+            raise ValueError("name: 'prepared' is where prepared data lives; choose another name")
+        return self
+
+    def updated(self, changes: Mapping[str, Any]) -> Config:
+        """A copy with dotted keys changed, validated again.
+
+        Args:
+            changes: for example ``{"train.epochs": 2, "name": "first"}``.
+
+        Raises:
+            UserError: a key is unknown or a value does not fit.
+        """
+        tree = self.model_dump()
+        for key, value in changes.items():
+            _place(tree, key, value)
+        return _validated(tree)
+
+
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every leaf key, dotted, with its pydantic field: ``{"train.epochs": FieldInfo, ...}``."""
+    keys: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys.update(all_keys(kind, f"{prefix}{name}."))
+        else:
+            keys[prefix + name] = field
+    return keys
+
+
+def unknown_key(key: str) -> UserError:
+    """The error for a key that does not exist, naming the nearest one that does."""
+    keys = list(all_keys())
+    # The right last word under the wrong (or no) section is the usual slip; train's keys are the best known.
+    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = sorted(same_leaf, key=lambda k: k.startswith("tune."))[:1]
+    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else "'broadsheet config' lists them all."
+    return UserError(f"unknown config key '{key}': {hint}")
+
+
+def load(file: str | Path | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
+    """Build the configuration from a YAML file, ``--set`` items and a command's flags.
+
+    Args:
+        file: a YAML file, or None for the defaults.
+        sets: items ``key=value``; the value is read as YAML.
+        flags: dotted keys set by command flags; None values are skipped.
+
+    Raises:
+        UserError: the file, a key or a value is wrong; the message names it.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read_yaml(Path(file))
+        for key in _flatten(tree):
+            if key not in all_keys():
+                raise UserError(f"{file}: {unknown_key(key)}")
+    for item in sets:
+        key, eq, raw = item.partition("=")
+        if not eq:
+            raise UserError(f"--set {item}: write it as key=value, for example --set train.epochs=2")
+        try:
+            value = yaml.load(raw, Loader=_Loader)
+        except (yaml.YAMLError, ValueError) as e:
+            raise UserError(f"--set {key}: the value {raw!r} is not valid YAML") from e
+        _place(tree, key.strip(), value)
+    for key, value in (flags or {}).items():
+        if value is not None and value != ():
+            _place(tree, key, value)
+    return _validated(tree)
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def explained(config: Config) -> str:
+    """The resolved configuration as YAML with a comment per key, for ``broadsheet config``."""
+    lines: list[str] = []
+    section = ""
+    values = _flatten(config.model_dump(mode="json"))
+    for key, field in all_keys().items():
+        head, _, leaf = key.rpartition(".")
+        if head != section:
+            section = head
+            lines.append(f"\n{head}:")
+        pad = "  " if head else ""
+        value = yaml.safe_dump(values[key], default_flow_style=True, allow_unicode=True, width=10_000).strip()
+        value = value.removesuffix("...").strip()
+        lines += [f"{pad}# {field.description}", f"{pad}{leaf}: {value}"]
+    return "\n".join(lines).strip() + "\n"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads ``1e-4`` as a number, as people write it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError as e:
+        raise UserError(f"no such config file: {path}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the config file {path}: {e}") from e
+    except (yaml.YAMLError, ValueError) as e:
+        raise UserError(f"{path} is not valid YAML: {str(e).splitlines()[0]}") from e
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path}: expected keys and values at the top level, for example 'train:' with 'epochs: 2' below"
+        )
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    sections = {k.rsplit(".", 1)[0] for k in all_keys() if "." in k}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and (name in sections or name not in all_keys()) and value:
+            flat.update(_flatten(value, f"{name}."))
+        elif value is None and name in sections:
+            continue
+        else:
+            flat[name] = value
+    return flat
+
+
+def _place(tree: dict[str, Any], key: str, value: Any) -> None:
+    if key not in all_keys():
+        raise unknown_key(key)
+    *sections, leaf = key.split(".")
+    for name in sections:
+        node = tree.get(name)
+        if not isinstance(node, dict):
+            node = tree[name] = {}
+        tree = node
+    tree[leaf] = value
+
+
+def _validated(tree: dict[str, Any]) -> Config:
+    # A single value where a list is expected (text: title) is what people write; accept it.
+    for key, field in all_keys().items():
+        if str(field.annotation).startswith("tuple[str"):
+            *sections, leaf = key.split(".")
+            node: Any = tree
+            for name in sections:
+                node = node.get(name) if isinstance(node, dict) else None
+            if isinstance(node, dict) and isinstance(node.get(leaf), str):
+                node[leaf] = tuple(part.strip() for part in node[leaf].split(",") if part.strip())
+    tree = {k: v for k, v in tree.items() if v is not None}
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"] if not isinstance(p, int))
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(first.get("input"), (dict, BaseModel)) else f", got {first.get('input')!r}"
+        raise UserError(f"config key '{where}': {message}{shown}" if where else f"config: {message}") from e

@@ -1,0 +1,106 @@
+"""The prepared data as the later stages see it: a folder with a manifest, label names and Parquet shards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.storage import Place
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One split in memory: ids of all rows end to end.
+
+    Attributes:
+        ids: [tokens] int32.
+        offsets: [rows + 1] int64; row i is ``ids[offsets[i]:offsets[i + 1]]``.
+        labels: [rows] int64.
+    """
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row, [rows]."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared data that is complete (it has a manifest)."""
+
+    place: Place
+    manifest: dict[str, Any]
+    labels: list[str]
+    profile: dict[str, Any]
+
+    @classmethod
+    def open(cls, where: str | Path | Place) -> Prepared:
+        """Open a prepared folder.
+
+        Raises:
+            UserError: it is not one, or it was never finished.
+        """
+        place = Place.of(where)
+        if not (place / "manifest.json").exists():
+            raise UserError(f"{place} is not prepared data (no manifest.json): make it with 'broadsheet prepare'")
+        manifest = json.loads((place / "manifest.json").read_text())
+        if manifest.get("format") != FORMAT:
+            raise UserError(f"{place} was written by another version of Broadsheet: run 'broadsheet prepare' again")
+        labels = json.loads((place / "labels.json").read_text())
+        profile = json.loads((place / "profile.json").read_text())
+        return cls(place, manifest, labels, profile)
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the folder's content."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """rows read = kept + rejected + duplicates."""
+        return dict(self.manifest["ledger"])
+
+    def rows(self, split: str) -> int:
+        """Rows of a split."""
+        return int(self.ledger["kept"][split])
+
+    def shards(self, split: str) -> list[Place]:
+        """The Parquet files of a split (or of 'rejected' or 'duplicates')."""
+        return (self.place / split).files(".parquet")
+
+    def table(self, split: str, columns: list[str] | None = None) -> pa.Table:
+        """All rows of a split, shard after shard."""
+        tables = []
+        for shard in self.shards(split):
+            with shard.open_random() as f:
+                tables.append(pq.ParquetFile(f).read(columns=columns))
+        if not tables:
+            raise UserError(f"{self.place} has no {split} rows")
+        return pa.concat_tables(tables)
+
+    def tokens(self, split: str) -> Tokens:
+        """Token ids and labels of a split in memory (4 bytes per token)."""
+        table = self.table(split, ["label", "input_ids"])
+        lists = table["input_ids"].cast(pa.large_list(pa.int32())).combine_chunks()
+        if isinstance(lists, pa.ChunkedArray):
+            lists = lists.chunk(0)
+        offsets = lists.offsets.to_numpy()
+        values = lists.values.to_numpy()
+        return Tokens(values, offsets.astype(np.int64), table["label"].to_numpy().astype(np.int64))

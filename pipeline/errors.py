@@ -1,0 +1,13 @@
+"""The two ways a command can end badly, each with one clear sentence."""
+
+
+class UserError(Exception):
+    """The request was wrong (exit code 2): the message names the file, row, key or flag, and the way out."""
+
+    exit_code = 2
+
+
+class WorkFailed(Exception):
+    """The work itself failed (exit code 1): the message says what stopped it and what is left."""
+
+    exit_code = 1

@@ -1,0 +1,127 @@
+"""A loaded checkpoint that classifies raw text as training saw it: the engine of evaluate, predict and serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.data import clean
+from pipeline.data.tokenize import TextTokenizer
+from pipeline.errors import UserError
+from pipeline.model import build
+from pipeline.storage import identity, local_folder
+from pipeline.train import batches, checkpoint
+from pipeline.train.loop import autocast, precision
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts made ready for the network.
+
+    Attributes:
+        ids: token ids of each text.
+        truncated: whether each text was cut at ``max_tokens`` (or ``max_chars``).
+        cleaned: each text after the cleaning rules.
+    """
+
+    ids: list[Ids]
+    truncated: list[bool]
+    cleaned: list[str]
+
+
+class Classifier:
+    """A checkpoint in memory.
+
+    Attributes:
+        labels: label names; the id is the index.
+        max_tokens: longer texts are truncated.
+        version: a short id of weights and labels.
+        card: the content of ``broadsheet.json``.
+    """
+
+    def __init__(self, folder: Path, kind: str = "auto") -> None:
+        self.card: dict[str, Any] = checkpoint.read_card(folder)
+        self.labels: list[str] = list(self.card["labels"])
+        self.max_tokens = int(self.card["max_tokens"])
+        self._pad_id = int(self.card["pad_id"])
+        self._temperature = float(self.card["temperature"])
+        cleaning = self.card["cleaning"]
+        if cleaning["version"] != clean.VERSION:
+            raise UserError(
+                f"{folder}: trained with cleaning rules version {cleaning['version']}, this Broadsheet has "
+                f"{clean.VERSION}: train again, or install the version named in its broadsheet.json"
+            )
+        self._rules = clean.select(cleaning["rules"])
+        self._max_chars = int(cleaning["max_chars"])
+        self._tokenizer = TextTokenizer(folder, self.max_tokens)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = build.load(folder).to(self._device)
+        if self._model.config.num_labels != len(self.labels):
+            raise UserError(
+                f"{folder}: the network has {self._model.config.num_labels} labels, "
+                f"broadsheet.json names {len(self.labels)}"
+            )
+        self.precision, _ = precision(kind, self._device, self._model.config.model_type)
+        self.version = identity(str(folder / "model.safetensors"))[:12]
+
+    @classmethod
+    def load(cls, folder: str, precision: str = "auto") -> Classifier:
+        """Load a checkpoint from a local folder or a URI.
+
+        Raises:
+            UserError: it is no checkpoint, or it is damaged.
+        """
+        with local_folder(folder) as local:
+            return cls(local, precision)
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Clean and tokenize raw texts as training did."""
+        cut = [len(t) > self._max_chars for t in texts]
+        cleaned = [clean.clean(t[: self._max_chars], self._rules) for t in texts]
+        ids, truncated = self._tokenizer.encode(cleaned)
+        return Encoded(ids, [a or b for a, b in zip(cut, truncated, strict=True)], cleaned)
+
+    def logits(self, ids: Sequence[Ids]) -> npt.NDArray[np.float32]:
+        """One padded forward pass, [rows, labels]."""
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(i) for i in ids], out=offsets[1:])
+        flat = np.concatenate(ids) if len(ids) else np.empty(0, np.int32)
+        return self._forward(flat, offsets, np.arange(len(ids)))
+
+    def all_logits(self, ids: Sequence[Ids], batch_tokens: int) -> npt.NDArray[np.float32]:
+        """Logits of any number of rows, [rows, labels], in length-sorted batches of at most ``batch_tokens``."""
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(i) for i in ids], out=offsets[1:])
+        lengths = np.diff(offsets)
+        flat = np.concatenate(ids) if len(ids) else np.empty(0, np.int32)
+        out = np.empty((len(ids), len(self.labels)), np.float32)
+        order = np.argsort(-lengths, kind="stable")
+        for rows in batches.cut(order, lengths[order], batch_tokens):
+            out[rows] = self._forward(flat, offsets, rows)
+        return out
+
+    def _forward(self, flat: Ids, offsets: batches.Rows, rows: batches.Rows) -> npt.NDArray[np.float32]:
+        if len(rows) == 0:
+            return np.empty((0, len(self.labels)), np.float32)
+        inputs, mask = batches.pad(flat, offsets, rows, self._pad_id)
+        with torch.inference_mode(), autocast(self.precision, self._device):
+            logits = self._model(
+                input_ids=torch.from_numpy(inputs).to(self._device),
+                attention_mask=torch.from_numpy(mask).to(self._device),
+            ).logits
+        return logits.float().cpu().numpy()
+
+    def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Softmax at the checkpoint's temperature, [rows, labels]; each row sums to 1."""
+        scaled = logits.astype(np.float64) / self._temperature
+        scaled -= scaled.max(axis=-1, keepdims=True)
+        exponents = np.exp(scaled)
+        return exponents / exponents.sum(axis=-1, keepdims=True)

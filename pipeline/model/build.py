@@ -1,0 +1,106 @@
+"""Make the initial model of a run, and load any checkpoint: the one interface that all models meet.
+
+A model is a ``transformers`` sequence classifier: ``model(input_ids, attention_mask).logits``. Only safetensors
+are read, and no code that lies beside the weights is run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
+from pipeline.model.source import ModelSource
+
+LSTM_DROPOUT = 0.3
+
+
+def _quiet() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def attention() -> str:
+    """On CPU, at the lengths of news, plain matrix products beat the fused kernel; on a GPU it is the reverse."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
+def initial(
+    config: Config, source: ModelSource, labels: Sequence[str], vocab_size: int, pad_id: int
+) -> torch.nn.Module:
+    """The model before the first step: pretrained weights with a fresh head, or an LSTM.
+
+    Args:
+        config: the run's configuration (``model``, ``seed``).
+        source: from ``source.resolve``.
+        labels: label names; the id is the index.
+        vocab_size: entries of the tokenizer.
+        pad_id: the token that pads.
+
+    Raises:
+        UserError: the folder's model cannot classify sequences.
+    """
+    _quiet()
+    torch.manual_seed(config.seed)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    model = config.model
+    if source.folder is None:
+        return LstmForSequenceClassification(
+            LstmConfig(
+                vocab_size=vocab_size, embedding_dim=model.embedding_dim, hidden=model.hidden,
+                bidirectional=model.bidirectional, pooling=model.pooling, pad_token_id=pad_id,
+                dropout=LSTM_DROPOUT if model.dropout is None else model.dropout, **names,
+            )
+        )  # fmt: skip
+    try:
+        network_config = AutoConfig.from_pretrained(source.folder, **names)
+        dropout = 0.0 if model.dropout is None else model.dropout
+        for key in vars(network_config):
+            if key.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(getattr(network_config, key), float):
+                setattr(network_config, key, dropout)
+        if getattr(network_config, "pad_token_id", None) is None:
+            network_config.pad_token_id = pad_id
+        limit = getattr(network_config, "max_position_embeddings", None)
+        if limit and config.model.max_tokens > limit:
+            raise UserError(
+                f"model.max_tokens is {config.model.max_tokens}, but this model reads at most {limit} tokens"
+            )
+        return _load(source.folder, network_config)
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f"model '{config.model.name}': cannot be loaded as a sequence classifier: {first}") from e
+
+
+def load(folder: str | Path) -> Any:
+    """Load a checkpoint's network, in float32 and evaluation mode.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    _quiet()
+    try:
+        return _load(Path(folder), AutoConfig.from_pretrained(folder)).eval()
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{folder}: the checkpoint's network cannot be loaded: {first}") from e
+
+
+def _load(folder: Path, network_config: Any) -> Any:
+    options: dict[str, Any] = {}
+    if not isinstance(network_config, LstmConfig):
+        options["attn_implementation"] = attention()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, config=network_config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip

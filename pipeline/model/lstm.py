@@ -1,0 +1,115 @@
+"""The article's network, trained from scratch: embedding, stacked LSTMs, dropout, a linear layer.
+
+It is a ``transformers`` model like any other: ``save_pretrained`` writes safetensors, and
+``AutoModelForSequenceClassification.from_pretrained`` loads it once this module is imported.
+The article's own setting is ``model.hidden=[128, 64] model.bidirectional=false model.pooling=last``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class LstmConfig(PretrainedConfig):
+    """Sizes of the network; see ``pipeline.config.ModelConfig`` for what each means."""
+
+    model_type = "broadsheet-lstm"
+
+    def __init__(
+        self,
+        vocab_size: int = 20_000,
+        embedding_dim: int = 128,
+        hidden: tuple[int, ...] = (128, 64),
+        bidirectional: bool = True,
+        pooling: str = "max",
+        dropout: float = 0.3,
+        pad_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.vocab_size = vocab_size
+        self.embedding_dim = embedding_dim
+        self.hidden = list(hidden)
+        self.bidirectional = bidirectional
+        self.pooling = pooling
+        self.dropout = dropout
+        self.pad_token_id = pad_token_id
+
+
+class LstmForSequenceClassification(PreTrainedModel):
+    """Embedding -> LSTM layers -> pooling -> dropout -> logits."""
+
+    config_class = LstmConfig
+    base_model_prefix = "lstm"
+
+    def __init__(self, config: LstmConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim, padding_idx=config.pad_token_id)
+        self.dropout = nn.Dropout(config.dropout)
+        directions = 2 if config.bidirectional else 1
+        widths = [config.embedding_dim, *(h * directions for h in config.hidden)]
+        self.layers = nn.ModuleList(
+            nn.LSTM(width, hidden, batch_first=True, bidirectional=config.bidirectional)
+            for width, hidden in zip(widths, config.hidden, strict=False)
+        )
+        self.classifier = nn.Linear(widths[-1], int(config.num_labels or 2))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.1)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LSTM):
+            for name, weight in module.named_parameters():
+                if name.startswith("weight_hh"):
+                    nn.init.orthogonal_(weight)
+                elif name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(weight)
+                else:
+                    nn.init.zeros_(weight)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SequenceClassifierOutput:
+        """Classify a padded batch.
+
+        Args:
+            input_ids: [rows, tokens].
+            attention_mask: [rows, tokens], 1 for tokens and 0 for padding on the right.
+
+        Returns:
+            Logits [rows, labels]. Sequences are packed, so padding changes nothing.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        lengths = attention_mask.sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(
+            self.dropout(self.embedding(input_ids)), lengths, batch_first=True, enforce_sorted=False
+        )
+        last: Tensor | None = None
+        for layer in self.layers:
+            packed, (state, _cell) = layer(packed)
+            last = torch.cat(list(state), dim=-1)
+        states, _lengths = pad_packed_sequence(packed, batch_first=True)
+        mask = attention_mask[:, : states.shape[1], None].to(states.dtype)
+        if self.config.pooling == "max":
+            pooled = states.masked_fill(mask == 0, float("-inf")).amax(1)
+        elif self.config.pooling == "mean":
+            pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        else:
+            assert last is not None
+            pooled = last
+        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)))
+
+
+AutoConfig.register(LstmConfig.model_type, LstmConfig)
+AutoModelForSequenceClassification.register(LstmConfig, LstmForSequenceClassification)

@@ -1,0 +1,222 @@
+"""The verbs of the pipeline as a person meets them: resolve, do the work, print what was written and what is next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline import console
+from pipeline.config import Config
+from pipeline.data import named
+from pipeline.data import prepare as preparation
+from pipeline.data.prepared import Prepared
+from pipeline.errors import UserError
+from pipeline.model import source
+from pipeline.model.source import ModelSource
+from pipeline.storage import Place
+
+
+@dataclass
+class Job:
+    """A job on its way through the stages.
+
+    Attributes:
+        config: resolved; saved as ``config.yaml`` in the run's folder.
+        model: what training starts from.
+        data_line: which data is used and why.
+        seconds: per stage done so far.
+        prepared, checkpoint: set by the stages that make them.
+    """
+
+    config: Config
+    model: ModelSource
+    data_line: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    prepared: Prepared | None = None
+    checkpoint: Place | None = None
+
+    @property
+    def run(self) -> Place:
+        """The run's folder."""
+        return Place.of(self.config.storage) / self.config.name
+
+
+def begin(config: Config, short: bool) -> Job:
+    """Resolve the data set and the model, and say which were chosen."""
+    given = config
+    config, line = named.resolve(config)
+    console.say("data", line)
+    if short:
+        changes = named.short_job(given, config.data.dataset)
+        if changes:
+            config = config.updated(changes)
+            words = ", ".join(f"{k}={v}" for k, v in changes.items())
+            console.say("data", f"short job ({words}); --full takes all rows and epochs")
+    model = source.resolve(config.model.name)
+    return Job(config, model, line)
+
+
+def run(config: Config, full: bool, address: str | None) -> Job:
+    """Prepare, train and evaluate."""
+    job = begin(config, not full)
+    make_prepared(job, address)
+    _train(job, address)
+    _evaluate(job, address)
+    return job
+
+
+def prepare(config: Config, address: str | None) -> None:
+    """``broadsheet prepare``."""
+    job = begin(config, False)
+    make_prepared(job, address)
+    console.say("next", f"broadsheet train{_flags(config)}")
+
+
+def train(config: Config, full: bool, address: str | None) -> None:
+    """``broadsheet train``."""
+    job = begin(config, not full)
+    make_prepared(job, address)
+    _train(job, address)
+    console.say("next", f"broadsheet evaluate {job.run}")
+
+
+def evaluate(config: Config, where: str | None, prepared: str | None, out: str | None, address: str | None) -> None:
+    """``broadsheet evaluate``: of a run, or of any checkpoint on any prepared data."""
+    from pipeline.train import checkpoint
+
+    run = where or str(Place.of(config.storage) / config.name)
+    found = checkpoint.find(run)
+    card = checkpoint.read_card(found)
+    data = Prepared.open(prepared or card["prepared"])
+    target = Place.of(out) if out else Place(str(found).removesuffix("/checkpoint").removesuffix("/best"))
+    _show_evaluation(found, data, target, address, {})
+    console.say("next", f"broadsheet serve {run}")
+
+
+def predict(config: Config, files: tuple[str, ...], where: str | None, out: str, address: str | None) -> None:
+    """``broadsheet predict``."""
+    from pipeline.evaluate import predict as inference
+    from pipeline.train import checkpoint
+
+    found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
+    began = time.monotonic()
+    total = inference.predict_files(files, found, Place.of(out), config, address)
+    console.say("predict", f"{total['rows']:,} rows in {console.seconds(time.monotonic() - began)} -> {total['out']}")
+    if total["errors"]:
+        console.warn("predict", f"{total['errors']:,} rows could not be classified; their 'error' column says why")
+
+
+def make_prepared(job: Job, address: str | None) -> None:
+    """The prepare stage: find or make the prepared data, and print its ledger."""
+    began = time.monotonic()
+    prepared, reused = preparation.prepare(job.config, job.model, address)
+    job.prepared = prepared
+    job.seconds["prepare"] = time.monotonic() - began
+    ledger = prepared.ledger
+    kept = ledger["kept"]
+    if reused:
+        console.say("prepare", f"unchanged, reusing {prepared.place}")
+    console.say("prepare", f"{ledger['read']:,} rows read = {sum(kept.values()):,} kept + "
+                f"{sum(ledger['rejected'].values()):,} rejected + {ledger['duplicates']:,} duplicates")  # fmt: skip
+    console.say("prepare", f"train {kept['train']:,}, validation {kept['validation']:,}, test {kept['test']:,}; "
+                f"{len(prepared.labels)} labels: {_some(prepared.labels)}")  # fmt: skip
+    if ledger["rejected"]:
+        console.say("prepare", "rejected: " + ", ".join(f"{n:,} {r}" for r, n in ledger["rejected"].items()))
+    if ledger["duplicates"]:
+        reasons = ledger["duplicates_by_reason"]
+        console.say("prepare", "duplicates: " + ", ".join(f"{n:,} {r}" for r, n in reasons.items()))
+    for warning in prepared.profile["warnings"]:
+        console.warn("prepare", warning)
+    if not reused:
+        console.say("prepare", f"{console.seconds(job.seconds['prepare'])} -> {prepared.place}")
+    (job.run / "config.yaml").write_text(configuration.dump(job.config))
+    pointer = {"prepared": str(prepared.place), "ledger": ledger}
+    (job.run / "data.json").write_text(json.dumps(pointer, ensure_ascii=False, indent=1) + "\n")
+
+
+def _train(job: Job, address: str | None) -> None:
+    from pipeline.train import trainer
+
+    assert job.prepared is not None
+    began = time.monotonic()
+    trained = trainer.train(job.config, job.prepared, job.model, address, job.run)
+    job.checkpoint = trained.checkpoint
+    job.seconds["train"] = time.monotonic() - began
+    best = max(trained.history, key=lambda h: (h["validation_macro_f1"], -h["step"]))
+    if trained.reused:
+        console.say("train", f"unchanged, reusing the finished training in {trained.checkpoint}")
+        job.seconds["train"] = float(trained.summary["seconds"])
+    score, seconds = best["validation_macro_f1"], console.seconds(trained.summary["seconds"])
+    steps = f"step {best['step']:,} of {trained.summary['steps']:,}"
+    console.say("train", f"best validation macro F1 {score:.4f} at {steps}, {seconds} -> {trained.checkpoint}")
+
+
+def _evaluate(job: Job, address: str | None) -> None:
+    assert job.prepared is not None
+    assert job.checkpoint is not None
+    extra = {"data_line": job.data_line, "stages": job.seconds}
+    job.seconds |= _show_evaluation(job.checkpoint, job.prepared, job.run, address, extra)
+
+
+def _show_evaluation(
+    where: Place, prepared: Prepared, out: Place, address: str | None, extra: dict[str, Any]
+) -> dict[str, float]:
+    from pipeline.evaluate import evaluate as evaluation
+    from pipeline.evaluate import report
+
+    done = evaluation.evaluate(where, prepared, out, address, extra)
+    test = done.metrics["test"]
+    if done.reused:
+        console.say("evaluate", "unchanged, reusing the figures")
+    header = ("class", "precision", "recall", "F1", "rows")
+    console.table(f"{done.metrics['split']} split", header, report.terminal_rows(test))
+    low, high = test["accuracy_interval"]
+    console.say(
+        "evaluate",
+        f"accuracy {test['accuracy']:.4f} (95% {low:.4f} to {high:.4f}), macro F1 {test['macro_f1']:.4f}",
+    )
+    console.say("evaluate", f"-> {done.metrics_file} and {done.report_file}")
+    return {k: float(v) for k, v in done.metrics["seconds"].items()}
+
+
+def _some(labels: list[str]) -> str:
+    return ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
+
+
+def _flags(config: Config) -> str:
+    """The flags that say the same again, for the next command."""
+    words: list[str] = []
+    for flag, value, default in (("name", config.name, "default"), ("storage", config.storage, "runs"),
+                                 ("model", config.model.name, "minilm")):  # fmt: skip
+        if value != default:
+            words += [f"--{flag}", value]
+    data = config.data
+    if data.train:
+        for flag, values in (("data", data.train), ("validation", data.validation), ("test", data.test)):
+            for value in values:
+                words += [f"--{flag}", value]
+        words += ["--text", ",".join(data.text), "--label", data.label]
+    elif data.dataset != "auto":
+        words += ["--dataset", data.dataset]
+    return " " + " ".join(shlex.quote(w) for w in words) if words else ""
+
+
+def two_texts(job: Job) -> list[str]:
+    """Two texts to ask the endpoint: headlines for AG News, else the starts of two test rows."""
+    if job.config.data.dataset == "ag_news":
+        return [
+            "Oil prices climb as exporters agree to cut output",
+            "Late goal sends the home side through to the cup final",
+        ]
+    assert job.prepared is not None
+    split = "test" if job.prepared.rows("test") else "train"
+    table = job.prepared.table(split, ["text", "label"])
+    if not table.num_rows:
+        raise UserError(f"{job.prepared.place} has no rows to ask about")
+    first = table["label"][0].as_py()
+    other = next((i for i, v in enumerate(table["label"].to_pylist()) if v != first), 0)
+    return [table["text"][i].as_py()[:300] for i in (0, other)]

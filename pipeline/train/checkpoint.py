@@ -1,0 +1,112 @@
+"""Checkpoints: a Hugging Face folder with ``broadsheet.json`` beside it, and the state that resuming needs.
+
+Everything is safetensors or JSON; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.storage import Place
+
+CARD = "broadsheet.json"
+STATE = ("optimizer.safetensors", "progress.json")
+FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """What the work was done with."""
+    names = ("broadsheet", "ray", "torch", "transformers", "tokenizers", "pyarrow", "ftfy")
+    return {"python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def save_model(model: nn.Module, tokenizer: Path, card: dict[str, Any], folder: Path) -> None:
+    """Write a checkpoint that ``from_pretrained`` and Broadsheet can load.
+
+    Args:
+        model: a transformers model (unwrapped).
+        tokenizer: folder with the tokenizer's files.
+        card: the content of ``broadsheet.json``; ``format`` and ``versions`` are added.
+        folder: made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    for file in tokenizer.iterdir():
+        shutil.copy(file, folder / file.name)
+    full = {"format": FORMAT, **card, "versions": versions()}
+    (folder / CARD).write_text(json.dumps(full, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], folder: Path) -> None:
+    """Write the optimizer's moments by parameter name, and how far training has come."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    save_file(tensors, folder / STATE[0])
+    (folder / STATE[1]).write_text(json.dumps(progress), encoding="utf-8")
+
+
+def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
+    """Restore weights and moments in place; returns the progress."""
+    weights = load_file(folder / "model.safetensors")
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    # Tied weights are stored once; anything else missing means the folder is another model's.
+    if unexpected or any(not _is_tied(model, name) for name in missing):
+        raise UserError(f"{folder}: the checkpoint belongs to another network")
+    tensors = load_file(folder / STATE[0])
+    for name, parameter in model.named_parameters():
+        state = {k.split("|")[1]: v for k, v in tensors.items() if k.split("|")[0] == name}
+        if state:
+            optimizer.state[parameter] = {
+                k: v.clone() if k == "step" else v.to(parameter.device, parameter.dtype).clone()
+                for k, v in state.items()
+            }
+    return json.loads((folder / STATE[1]).read_text(encoding="utf-8"))
+
+
+def _is_tied(model: nn.Module, name: str) -> bool:
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    return name in tied or name in dict(model.named_buffers())
+
+
+def read_card(where: str | Path | Place) -> dict[str, Any]:
+    """The content of a checkpoint's ``broadsheet.json``.
+
+    Raises:
+        UserError: the folder is no checkpoint.
+    """
+    place = Place.of(where)
+    file = place / CARD
+    if not file.exists():
+        raise UserError(f"no checkpoint in {place} (it has no {CARD}): train one with 'broadsheet train' or 'make run'")
+    try:
+        card = json.loads(file.read_text())
+        if card["format"] != FORMAT or not card["labels"]:
+            raise KeyError("format")
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{file} is damaged or was written by another version of Broadsheet: train again") from e
+    return dict(card)
+
+
+def find(where: str | Path) -> Place:
+    """The checkpoint that a user means: the folder itself, or ``checkpoint`` or ``best`` inside a run or search.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = Place.of(where)
+    for candidate in (place, place / "checkpoint", place / "best"):
+        if (candidate / CARD).exists():
+            return candidate
+    raise UserError(f"no checkpoint in {place}: train one with 'broadsheet train', or name a run or checkpoint folder")

@@ -1,0 +1,170 @@
+"""One optimiser step and one evaluation, without Ray: what every rank runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.prepared import Tokens
+from pipeline.train import batches
+
+NO_DECAY = ("bias", "norm.weight", "layer_norm.weight", "layernorm.weight", "ln_f.weight")
+
+
+def precision(wanted: str, device: torch.device, network: str) -> tuple[str, str]:
+    """What to compute in, and why.
+
+    Args:
+        wanted: 'auto', 'bf16' or 'fp32'.
+        device: where the model runs.
+        network: its model_type.
+    """
+    if wanted != "auto":
+        return wanted, "as configured"
+    if network == "broadsheet-lstm":
+        return "fp32", "recurrent layers gain nothing from bf16"
+    if device.type == "cuda":
+        good = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU computes in it") if good else ("fp32", "this GPU has no bf16")
+    flags = _cpu_flags()
+    if flags & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"}:
+        return "bf16", "the processor computes in it"
+    return "fp32", "this processor has no bf16 instructions"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
+            for line in f:
+                if line.startswith(("flags", "Features")):
+                    return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def autocast(kind: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The autocast context of a precision."""
+    if kind == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def freeze_embeddings(model: nn.Module) -> None:
+    """Keep the token embeddings as they are: half of MiniLM's parameters, and half of what ranks exchange."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    for parameter in embeddings.parameters():
+        parameter.requires_grad_(False)
+
+
+def distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a model for DDP."""
+    ids = [device.index or 0] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, bucket_cap_mb=16)
+
+
+def optimizer_for(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019), no decay on biases and norms; fused kernels."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (plain if name.lower().endswith(NO_DECAY) or parameter.ndim < 2 else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=True)
+
+
+@dataclass
+class Loop:
+    """What a rank needs to take steps.
+
+    Attributes:
+        model: the network, wrapped for DDP where there are several ranks.
+        optimizer: over its parameters.
+        tokens: the training rows.
+        pad_id: fills batches.
+        device: where the model lives.
+        precision: 'bf16' or 'fp32'.
+        clip_norm: the largest gradient norm.
+        seed: of the run.
+        rank, world: of this process.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    tokens: Tokens
+    pad_id: int
+    device: torch.device
+    precision: str
+    clip_norm: float
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def step(self, step: int, global_batch: batches.Rows, learning_rate: float) -> Tensor:
+        """Take one step on this rank's share of a global batch.
+
+        The loss is the mean over the *global* batch whatever the shares: each rank's sum is scaled by
+        ``world / rows`` and DDP averages gradients over ranks. Random state (dropout) is a function of seed,
+        step and rank, so that a resumed training draws what an undisturbed one would have drawn.
+
+        Returns:
+            This rank's part of the mean loss (add up over ranks), detached.
+        """
+        torch.manual_seed((self.seed * 1_000_003 + step) * 1_009 + self.rank)
+        mine = batches.share(global_batch, self.rank, self.world)
+        idle = len(mine) == 0
+        rows = global_batch[:1] if idle else mine  # every rank must take part in the all-reduce
+        inputs, mask, labels = self._batch(self.tokens, rows)
+        self.model.train()
+        with autocast(self.precision, self.device):
+            logits = self.model(input_ids=inputs, attention_mask=mask).logits
+        total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+        part = total * (0.0 if idle else 1.0 / len(global_batch))
+        (part * self.world).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return part.detach()
+
+    def _batch(self, tokens: Tokens, rows: batches.Rows) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, mask = batches.pad(tokens.ids, tokens.offsets, rows, self.pad_id)
+        labels = torch.from_numpy(tokens.labels[rows])
+        move: dict[str, Any] = {"device": self.device, "non_blocking": True}
+        return torch.from_numpy(inputs).to(**move), torch.from_numpy(mask).to(**move), labels.to(**move)
+
+    def evaluate(self, tokens: Tokens, batch_tokens: int, classes: int) -> tuple[Tensor, Tensor]:
+        """This rank's share of an evaluation.
+
+        Returns:
+            The confusion matrix [classes, classes] (row = truth) and the summed loss [1], both float64 on the
+            CPU or GPU of the rank: add them up over ranks for the exact totals.
+        """
+        confusion = torch.zeros(classes, classes, dtype=torch.float64, device=self.device)
+        loss = torch.zeros(1, dtype=torch.float64, device=self.device)
+        # DDP's wrapper would synchronise buffers: evaluate the bare module.
+        model = getattr(self.model, "module", self.model)
+        model.eval()
+        order = np.argsort(-tokens.lengths, kind="stable")[self.rank :: self.world]
+        with torch.inference_mode():
+            for rows in batches.cut(order, tokens.lengths[order], batch_tokens):
+                inputs, mask, labels = self._batch(tokens, rows)
+                with autocast(self.precision, self.device):
+                    logits = model(input_ids=inputs, attention_mask=mask).logits.float()
+                loss += nn.functional.cross_entropy(logits, labels, reduction="sum").double()
+                at = labels * classes + logits.argmax(-1)
+                confusion += torch.bincount(at, minlength=classes * classes).view(classes, classes)
+        return confusion, loss
+
+
+def finite(values: Sequence[float]) -> bool:
+    """Whether all numbers are finite."""
+    return bool(np.isfinite(np.asarray(values)).all())

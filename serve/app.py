@@ -1,0 +1,82 @@
+"""The API laid out on Ray Serve: each replica loads the checkpoint in its own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig
+
+from pipeline.config import ServeConfig
+from serve.api import build_api
+from serve.service import Engine
+
+NAME = "broadsheet"
+
+
+class Replica:
+    """One copy of the model behind the HTTP API. Only the path and the configuration travel to it."""
+
+    def __init__(self, checkpoint: str, config: ServeConfig) -> None:
+        self.config = config
+        self.engine = load_engine(checkpoint, config)
+        # Here as well as in the API's start: a model that cannot run fails the deployment with its reason.
+        self.engine.logits(self.engine.encode(["warm-up"]).ids)
+        self.api: FastAPI | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
+        self.api = build_api(self.engine, self.config)
+        return self.api
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces the replica when this raises."""
+        if self.api is not None and not self.api.state.service.ready:
+            raise RuntimeError("the model thread is not running")
+
+
+def load_engine(checkpoint: str, config: ServeConfig) -> Engine:
+    """The checkpoint as an engine, with as many torch threads as the replica has CPUs."""
+    import torch
+
+    from pipeline.evaluate.classifier import Classifier
+
+    torch.set_num_threads(max(1, int(config.cpus_per_replica)))
+    engine: Engine = Classifier.load(checkpoint)
+    return engine
+
+
+def application(checkpoint: str, config: ServeConfig, resources: dict[str, float] | None = None) -> Application:
+    """The Ray Serve application for a checkpoint folder that every node can read."""
+    deployment: Deployment = serve.deployment(**options(config, resources))(serve.ingress()(Replica))
+    return deployment.bind(checkpoint, config)
+
+
+def options(config: ServeConfig, resources: dict[str, float] | None = None) -> dict[str, Any]:
+    """Ray Serve's settings for the deployment."""
+    actor: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
+    if resources:
+        actor["resources"] = resources
+    return {
+        "name": NAME,
+        "ray_actor_options": actor,
+        # Ray's own bound must lie beyond ours, or requests wait where nobody answers 429: texts that wait,
+        # texts in one forward pass (each has at least one token), and requests that are read or refused.
+        "max_ongoing_requests": config.max_queue + config.batch_tokens + 64,
+        "max_queued_requests": -1,
+        "max_constructor_retry_count": 2,
+        "max_surge_percent": 100,  # a new checkpoint comes up before the old one goes
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": config.timeout_s + 5,
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            target_ongoing_requests=config.target_ongoing_requests,
+            metrics_interval_s=1,
+            look_back_period_s=5,
+            upscale_delay_s=3,
+            downscale_delay_s=60,
+        ),
+    }

@@ -1,0 +1,199 @@
+"""Start and stop the endpoint on the Ray cluster this process is connected to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import time
+from typing import Any
+
+import ray
+from ray import serve
+
+from pipeline.config import Config, ServeConfig
+from pipeline.errors import UserError, WorkFailed
+from pipeline.storage import Place
+from serve import client, haproxy
+from serve.app import NAME, application
+
+READY_TIMEOUT_S = 300.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) -> str:
+    """Serve a checkpoint and wait until the endpoint answers. Ray must be connected.
+
+    Args:
+        checkpoint: a checkpoint folder or URI that every node can read.
+        config: the whole configuration; the serve section counts.
+        timeout_s: how long the first replica may take.
+
+    Returns:
+        The base URL, for example ``http://127.0.0.1:8000``.
+
+    Raises:
+        UserError: there is no checkpoint, or the port is taken.
+        WorkFailed: the model did not come up; the message carries the replica's reason.
+    """
+    folder = checkpoint_folder(checkpoint)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    started_here = not _joined(config.serve)
+    if started_here:
+        check_port(config.serve.host, config.serve.port)
+        serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
+    url = base_url(config.serve)
+    try:
+        app = application(folder, config.serve, resources=_pinned(config.serve))
+        serve.run_many(
+            [serve.RunTarget(app, name=NAME, route_prefix="/")],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        _wait(url, timeout_s)
+    except BaseException:  # Ctrl-C too: an HAProxy would outlive this process and hold the port
+        if started_here:
+            shutdown()
+        raise
+    return url
+
+
+def shutdown(timeout_s: float = 10.0) -> None:
+    """Stop Ray Serve, and make sure that the HAProxy processes it started on this machine are gone."""
+    config_file = _haproxy_config()
+    _stop_controller(timeout_s)
+    serve.shutdown()
+    until = time.monotonic() + timeout_s
+    while haproxy.running(config_file) and time.monotonic() < until:
+        time.sleep(0.1)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid, _ in haproxy.running(config_file):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        until = time.monotonic() + 2
+        while haproxy.running(config_file) and time.monotonic() < until:
+            time.sleep(0.1)
+
+
+def _stop_controller(timeout_s: float) -> None:
+    """Ask the controller to stop without waiting on the call: Ray prints an error for a call that its end cuts off."""
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    until = time.monotonic() + timeout_s
+    with contextlib.suppress(ValueError, ray.exceptions.RayActorError):  # gone: what we wait for
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=timeout_s)
+        while time.monotonic() < until:
+            ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+            time.sleep(0.1)
+
+
+def base_url(config: ServeConfig) -> str:
+    """The URL under which this machine reaches the endpoint."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+
+
+def checkpoint_folder(checkpoint: str) -> str:
+    """The checkpoint's absolute path or URI.
+
+    Raises:
+        UserError: it is not a checkpoint.
+    """
+    folder = Place.of(checkpoint)
+    if not (folder / "broadsheet.json").exists():
+        raise UserError(f"no checkpoint to serve in {checkpoint}: train one first with 'broadsheet train'")
+    return str(folder)
+
+
+def check_port(host: str, port: int) -> None:
+    """Make sure that the port can be bound.
+
+    Raises:
+        UserError: it cannot; the message says who holds it where that is known.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as e:
+        raise UserError(f"cannot listen on host {host!r}: {e}; choose another with --host") from None
+    with socket.socket(family, kind, protocol) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(address)
+            return
+        except OSError as e:
+            reason = e.strerror or str(e)
+    for pid, _ in haproxy.leftover():
+        if haproxy.holds(pid, port):
+            raise UserError(
+                f"port {port} is held by an HAProxy (pid {pid}) that an earlier run left behind: "
+                f"end it with 'kill {pid}'"
+            )
+    raise UserError(f"cannot listen on {host}:{port} ({reason.lower()}): choose another port with --port")
+
+
+def _joined(config: ServeConfig) -> bool:
+    """Whether Serve already runs on the cluster, on the address that is wanted.
+
+    Raises:
+        UserError: it runs, but elsewhere.
+    """
+    from ray.serve.context import _get_global_client  # private: tests/serve/test_serve_e2e.py watches it
+
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is None:
+        return False
+    there = running.http_config
+    if (there.host, there.port) != (config.host, config.port):
+        raise UserError(
+            f"Ray Serve already runs on this cluster, on {there.host}:{there.port}: use --host {there.host} "
+            f"--port {there.port}, or stop it first with 'serve shutdown'"
+        )
+    return True
+
+
+def _pinned(config: ServeConfig) -> dict[str, float]:
+    """On several nodes, a loopback endpoint can only reach replicas on its own node: keep them here."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if config.host in LOOPBACK and len(nodes) > 1:
+        return {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    return {}
+
+
+def _wait(url: str, timeout_s: float) -> None:
+    until = time.monotonic() + timeout_s
+    last = "it did not start"
+    while time.monotonic() < until:
+        status: Any = serve.status().applications.get(NAME)
+        if status is not None:
+            messages = [status.message, *(d.message for d in status.deployments.values())]
+            last = next((_reason(m) for m in reversed(messages) if m), last)
+            if status.status == "DEPLOY_FAILED":
+                raise WorkFailed(f"the model server did not start: {last}")
+            if status.status == "RUNNING":
+                try:
+                    client.request(f"{url}/ready", timeout=5)
+                    return
+                except WorkFailed as e:
+                    last = str(e)
+        time.sleep(0.25)
+    raise WorkFailed(f"the model server was not ready after {timeout_s:g} s: {last}")
+
+
+def _reason(message: str) -> str:
+    """The last line of a traceback, or the first of anything else."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed|Ready)\b.*: ", line)]
+    found = errors[-1] if errors else lines[0]
+    return re.sub(r"^(ray::[^:]*: )?", "", found)[:500]
+
+
+def _haproxy_config() -> str:
+    """The configuration file of this node's HAProxy (Ray puts the node id into the path)."""
+    from ray.serve._private.constants import RAY_SERVE_HAPROXY_CONFIG_FILE_LOC
+
+    folder, name = os.path.split(RAY_SERVE_HAPROXY_CONFIG_FILE_LOC)
+    return os.path.join(folder, ray.get_runtime_context().get_node_id(), name)

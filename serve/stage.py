@@ -1,0 +1,95 @@
+"""``broadsheet serve``, and the last stage of ``broadsheet run``, as a person meets them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from pipeline import cluster, console
+from pipeline.config import Config
+from pipeline.storage import Place
+from serve import client, haproxy
+
+if TYPE_CHECKING:
+    from pipeline.stages import Job
+
+
+def before_connecting(config: Config) -> None:
+    """Set what Ray must find in the environment when it starts, and refuse a port that is taken."""
+    from serve import deploy
+
+    os.environ.update(haproxy.environment(config.serve))
+    deploy.check_port(config.serve.host, config.serve.port)
+
+
+def serve(config: Config, where: str | None, address: str | None) -> None:
+    """Serve a checkpoint until Ctrl-C (or SIGTERM).
+
+    Raises:
+        UserError: there is no checkpoint, or the port is taken.
+        WorkFailed: the endpoint did not come up.
+    """
+    from pipeline.train import checkpoint
+
+    found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        before_connecting(config)
+    cluster.connect(address)
+    console.say("serve", f"loading {found}")
+    url = _deploy(found, config)
+    body = '{"inputs": "Oil prices climb as exporters agree to cut output", "top_k": 1}'
+    console.say("next", f"curl -s {url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}")
+    _wait_and_stop()
+
+
+def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
+    """Serve the job's checkpoint, classify two texts through HTTP, print the answers, and stop (or stay)."""
+    from pipeline import stages
+    from serve import deploy
+
+    assert job.checkpoint is not None
+    cluster.connect(address)
+    began = time.monotonic()
+    url = _deploy(job.checkpoint, job.config)
+    try:
+        texts = stages.two_texts(job)
+        for text, answer in zip(texts, client.classify(url, texts, top_k=2), strict=True):
+            words = ", ".join(f"{a['label']} {a['score']:.3f}" for a in answer)
+            console.say("serve", f"“{text[:80]}{'…' if len(text) > 80 else ''}” -> {words}")
+        job.seconds["serve"] = time.monotonic() - began
+        if keep_serving:
+            _wait_and_stop(stop=False)
+    finally:
+        deploy.shutdown()
+    console.say("serve", "endpoint stopped")
+    if not keep_serving:
+        console.say("done", f"everything is under {job.run}")
+        console.say("next", f"open {job.run}/report/index.html, or serve the model: broadsheet serve {job.run}")
+
+
+def _deploy(checkpoint: Place, config: Config) -> str:
+    from serve import deploy
+
+    url = deploy.deploy(str(checkpoint), config)
+    s = config.serve
+    console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
+                f"{s.cpus_per_replica:g} CPU{'' if not s.haproxy else ', HAProxy in front'}), {url}/docs")  # fmt: skip
+    return url
+
+
+def _wait_and_stop(stop: bool = True) -> None:
+    """Wait for Ctrl-C or SIGTERM; a second Ctrl-C while stopping is ignored."""
+    from serve import deploy
+
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    console.say("serve", "Ctrl-C stops it")
+    over.wait()
+    console.say("serve", "stopping")
+    if stop:
+        deploy.shutdown()

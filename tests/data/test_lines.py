@@ -1,0 +1,71 @@
+"""Dirty lines: what each costs, and that line numbers stay right."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import lines as module
+from pipeline.data.lines import delimited, lines
+
+
+def records(text: str, delimiter: str = ",", quoted: bool = True) -> list[tuple[int, list[str] | None, str | None]]:
+    stream = io.StringIO(text, newline="")
+    return [(r.line, r.fields, r.error) for r in delimited(lines(stream), delimiter, quoted)]
+
+
+def test_quoted_fields_may_span_lines_and_blank_lines_are_no_records() -> None:
+    assert records('a,b\r\n\r\n"one\ntwo","say ""hi"""\n\nc,d') == [
+        (1, ["a", "b"], None),
+        (3, ["one\ntwo", 'say "hi"'], None),
+        (6, ["c", "d"], None),
+    ]
+
+
+@pytest.mark.parametrize("after", [["x,y", "p,q"], ['"x","y"', '"p","q"'], ['"x",y', "p,q"]])
+def test_stray_quote_costs_its_own_line_only(after: list[str]) -> None:
+    got = records("\n".join(["a,b", '1,"never closed', *after]))
+    assert got[0] == (1, ["a", "b"], None)
+    assert got[1][:2] == (2, None)
+    assert got[1][2]
+    assert got[2:] == [(3, ["x", "y"], None), (4, ["p", "q"], None)]
+
+
+def test_text_after_a_closing_quote_costs_its_line_only() -> None:
+    got = records('1,"a"b\n2,"c"\n')
+    assert [(line, fields) for line, fields, _ in got] == [(1, None), (2, ["2", "c"])]
+
+
+def test_a_quote_is_given_up_after_so_many_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_RECORD_LINES", 3)
+    got = records('"open\n' + "a,b\n" * 10)
+    assert got[0] == (1, None, "a quotation mark is never closed")
+    assert [line for line, fields, _ in got[1:] if fields == ["a", "b"]] == list(range(2, 12))
+
+
+def test_unquoted_takes_quotation_marks_as_they_are() -> None:
+    assert records('"a\tb"c\n', "\t", quoted=False) == [(1, ['"a', 'b"c'], None)]
+
+
+def test_too_long_line_is_skipped_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINE_CHARS", 5)
+    got = records("a,b\n" + "x" * 23 + "\nc,d\nlong,long")
+    assert [(line, fields) for line, fields, _ in got] == [(1, ["a", "b"]), (2, None), (3, ["c", "d"]), (4, None)]
+    assert got[1][2] == "line longer than 5 characters"
+
+
+@given(st.text(alphabet='a,"\n\r\x00 ', max_size=60))
+@settings(deadline=None)
+def test_any_text_is_parsed_in_rising_lines(text: str) -> None:
+    numbers = [line for line, _, _ in records(text)]
+    assert numbers == sorted(set(numbers))
+
+
+@given(st.lists(st.lists(st.text(alphabet="ab, 好", min_size=1), min_size=2, max_size=3), max_size=8))
+@settings(deadline=None)
+def test_well_formed_rows_survive(rows: list[list[str]]) -> None:
+    text = "".join(",".join(f'"{v}"' for v in row) + "\n" for row in rows)
+    assert [fields for _, fields, _ in records(text)] == rows

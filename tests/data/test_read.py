@@ -1,0 +1,180 @@
+"""Readers: every format, and every way a file or a row can be wrong."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import load
+from pipeline.data import read as module
+from pipeline.data.read import CHUNK, Source, check, format_of, read
+from pipeline.errors import UserError
+
+
+def read_rows(path: Path, format: str, **data: Any) -> list[tuple[int, str | None, str | None, str | None]]:
+    source = Source(str(path), path.name, "train", format, path.stat().st_size)
+    config = load(flags={f"data.{k}": v for k, v in data.items()}).data
+    check(source, config)
+    tables = list(read(source, config))
+    assert all(t.schema == CHUNK for t in tables)
+    return [tuple(row.values()) for t in tables for row in t.to_pylist()]  # type: ignore[misc]
+
+
+def rows_of(folder: Path, content: bytes, format: str = "csv", **data: Any) -> list[Any]:
+    path = folder / f"x.{format}"
+    path.write_bytes(content)
+    return read_rows(path, format, **data)
+
+
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [
+        ("csv", 'label,text\n1,"a, b"\n2,好\n'),
+        ("csv", '\ufefflabel,text\r\n1,"a, b"\r\n2,好'),
+        ("tsv", "label\ttext\n1\ta, b\n2\t好\n"),
+        ("tab", "label\ttext\n1\ta, b\n2\t好\n"),
+        ("jsonl", '{"label": 1, "text": "a, b"}\n{"label": 2.0, "text": "\\u597d"}\n'),
+    ],
+)
+def test_each_text_format(tmp_path: Path, format: str, content: str) -> None:
+    first = 1 if format == "jsonl" else 2
+    assert rows_of(tmp_path, content.encode(), format) == [(first, "a, b", "1", None), (first + 1, "好", "2", None)]
+
+
+def test_parquet_labels_of_any_kind(tmp_path: Path) -> None:
+    text = ["a", None, "c"]
+    for labels, expected in [
+        (pa.array([1.0, None, float("nan")]), ["1", None, None]),
+        (pa.array([1, None, 3]), ["1", None, "3"]),
+        (pa.array(["x", "y", None]).dictionary_encode(), ["x", "y", None]),
+        (pa.nulls(3), [None] * 3),
+    ]:
+        path = tmp_path / "x.parquet"
+        pq.write_table(pa.table({"text": text, "label": labels}), path)
+        assert read_rows(path, "parquet") == [(i + 1, text[i], expected[i], None) for i in range(3)]
+
+
+def test_parquet_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [["a"]], "label": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="column 'text' of type list"):
+        read_rows(tmp_path / "x.parquet", "parquet")
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "message"),
+    [
+        ("csv", b"", "is empty"),
+        ("csv", b" \n\n", "only white space"),
+        ("csv", b"PAR1\x00\x00", "is a Parquet file: it was read as csv"),
+        ("tsv", b"a\x00b\tc\n", "is binary, not text"),
+        ("csv", b"Title,class\na,b\n", "no column 'text'; its columns are: Title, class. Choose with data.text"),
+        ("csv", b"text,class\na,b\n", "no column 'label'; its columns are: text, class. Choose with data.label"),
+        ("jsonl", b'[{"text": "a", "label": 1}]', "is a JSON array"),
+        ("jsonl", b"hello\n1\n", "none of its first lines is a JSON object"),
+        ("jsonl", b'{"text": 1}\n{"body": 2}\n', "its columns are: text, body"),
+        ("parquet", b"text,label\na,b\n", "is not a Parquet file"),
+    ],
+)
+def test_wrong_file_is_refused_with_its_name(tmp_path: Path, format: str, content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=rf"x\.{format}.*{message}"):
+        rows_of(tmp_path, content, format)
+
+
+def test_unknown_encoding_is_a_config_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.encoding: 'utf-9'"):
+        rows_of(tmp_path, b"text,label\n", encoding="utf-9")
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "cp1252"])
+def test_other_encodings(tmp_path: Path, encoding: str) -> None:
+    word = "café" if encoding == "cp1252" else "股市"
+    assert rows_of(tmp_path, f"text,label\n{word},a\n".encode(encoding), encoding=encoding) == [(2, word, "a", None)]
+
+
+def test_bad_rows_keep_their_line_numbers_and_cost_nothing_else(tmp_path: Path) -> None:
+    content = b'text,label\na,1\n\xff,1\n\n"b\nb",1\nc,1,2\n"open,1\nd,1\n,1\n'
+    got = rows_of(tmp_path, content)
+    assert got[:4] == [
+        (2, "a", "1", None),
+        (3, None, None, "byte 0xff is not utf-8"),
+        (5, "b\nb", "1", None),
+        (7, None, None, "3 fields where the header has 2"),
+    ]
+    assert got[4][:3] == (8, None, None)
+    assert got[5:] == [(9, "d", "1", None), (10, None, "1", None)]
+
+
+def test_bad_json_rows(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "a", "label": true}', b"", b"{bad", b"[1]", b'{"text": {}, "label": 1}', b'{"text": "b"}',
+        b'{"text": "\\ud800", "label": 1}', b'{"text": "\xff", "label": 1}', b'{"text": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+    ]  # fmt: skip
+    got = rows_of(tmp_path, b"\n".join(lines), "jsonl")
+    assert [g[0] for g in got] == [1, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert got[0] == (1, "a", "True", None)
+    assert got[4] == (6, "b", None, None)
+    starts = ["not JSON", "not a JSON object", "text or label is not a plain", "lone surr", "byte 0xff is not utf-8"]
+    errors = [g[3] or "" for g in got if g[3]]
+    assert all(e.startswith(s) for e, s in zip(errors, [*starts, "not JSON", "not JSON"], strict=True)), errors
+
+
+def test_text_columns_are_joined_in_order(tmp_path: Path) -> None:
+    content = b"title,label,body\nT,x,B\n ,x,B\n,x,\n"
+    assert [r[1] for r in rows_of(tmp_path, content, text=["body", "title"])] == ["B T", "B", None]
+
+
+def test_headerless_file_takes_names_from_the_config(tmp_path: Path) -> None:
+    columns = ["label", "title", "text"]
+    assert rows_of(tmp_path, b"3,t,a\n4,t,b\n", columns=columns) == [(1, "a", "3", None), (2, "b", "4", None)]
+    with pytest.raises(UserError, match=r"names 3 columns, its first line has 2 fields"):
+        rows_of(tmp_path, b"3,a\n", columns=columns)
+
+
+def test_orange_tab_has_three_header_lines(tmp_path: Path) -> None:
+    head = b"text\tlabel\n"
+    assert rows_of(tmp_path, head + b"string\td\nmeta\tclass\nhi\td\n", "tab") == [(4, "hi", "d", None)]
+    assert rows_of(tmp_path, head + b"hi\td\n", "tab") == [(2, "hi", "d", None)]
+
+
+def test_chunks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_ROWS", 3)
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\n" + "a,b\n" * 7)
+    tables = list(read(Source(str(path), "x", "train", "csv", 1), load().data))
+    assert [t.num_rows for t in tables] == [3, 3, 1]
+
+
+def test_format_goes_by_the_name_unless_told() -> None:
+    assert [format_of(u, "auto") for u in ("a.CSV", "s3://b/x.ndjson", "a.b.pq")] == ["csv", "jsonl", "parquet"]
+    assert format_of("a.txt", "tsv") == "tsv"
+    for uri in ("a.txt", "my.folder/train"):
+        with pytest.raises(UserError, match="cannot tell the format"):
+            format_of(uri, "auto")
+
+
+HEAD = {"csv": b"text,label\n", "tsv": b"text\tlabel\n", "jsonl": b'{"text": "a", "label": "b"}\n'}
+PIECES = [
+    b'"', b",", b"\n", b"\r", b"\r\n", b"\t", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc3", b"\\", b"a", b"{", b"}", b"[",
+    b'{"text":1e999,"label":NaN}\n', b'{"text":null,"label":"\\udfff"}\n', b"\xe2\x80\xa8", b"\x0c", *HEAD.values(),
+]  # fmt: skip
+
+
+@given(st.sampled_from(sorted(HEAD)), st.booleans(), st.binary() | st.lists(st.sampled_from(PIECES)).map(b"".join))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_refused_or_read(format: str, headed: bool, body: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            got = rows_of(Path(folder), (HEAD[format] if headed else b"") + body, format)
+        except UserError:
+            return
+    numbers = [row[0] for row in got]
+    assert numbers == sorted(set(numbers))
+    assert all(text is None and label is None for _, text, label, error in got if error is not None)

@@ -1,0 +1,165 @@
+"""The two passes of prepare, on tables small enough to check by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import DataConfig, load
+from pipeline.data import dedup, reject, steps
+from pipeline.data.exchange import ROWS
+from pipeline.data.read import CHUNK, Source
+from pipeline.data.split import HashSketch
+from pipeline.data.tokenize import TextTokenizer, train_wordpiece
+
+SOURCES = [Source(f"/{s}.csv", f"{s}.csv", s, "csv", 1) for s in ("train", "validation", "test")]
+CHUNK_SCHEMA = pa.schema([("source", pa.int32()), *CHUNK])
+Row = tuple[int, int, "str | None", "str | None", "str | None"]
+
+
+def data(**changes: Any) -> DataConfig:
+    return load(flags={f"data.{k}": v for k, v in changes.items()}).data
+
+
+def cleaned(rows: list[Row], **changes: Any) -> tuple[pa.Table, dict[str, Any]]:
+    columns = list(zip(*rows, strict=True))
+    chunk = pa.table([pa.array(c, f.type) for c, f in zip(columns, CHUNK_SCHEMA, strict=True)], schema=CHUNK_SCHEMA)
+    return steps.clean_rows(chunk, SOURCES, data(**changes))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_wordpiece(["good news bad news"] * 3, 100, folder)
+    return TextTokenizer(folder, 8)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "reason"),
+    [
+        (" Sports ", "Sports", None),
+        ("1", "World", None),
+        ("2", "Sports", None),
+        ("0", "0", reject.UNKNOWN_LABEL),
+        ("3", "3", reject.UNKNOWN_LABEL),
+        ("1.5", "1.5", reject.UNKNOWN_LABEL),
+        ("sports", "sports", reject.UNKNOWN_LABEL),
+        (" ", None, reject.MISSING_LABEL),
+        (None, None, reject.MISSING_LABEL),
+    ],
+)
+def test_label_names(raw: str | None, name: str | None, reason: str | None) -> None:
+    assert steps.label_name(raw, data(labels=["World", "Sports"], labels_start=1)) == (name, reason)
+
+
+def test_without_names_a_label_is_what_was_read() -> None:
+    assert steps.label_name(" 7 ", data()) == ("7", None)
+
+
+def test_clean_rows_keeps_every_row_with_its_reason() -> None:
+    table, facts = cleaned(
+        [
+            (0, 2, "a &lt; b", "1", None),
+            (0, 3, None, None, "3 fields"),
+            (0, 4, " ", "1", None),
+            (0, 5, "text", "", None),
+            (0, 6, "<br>", "1", None),
+            (0, 7, "x", "1", None),
+            (0, 8, "text", "9", None),
+            (2, 9, "y" * 30, "0", None),
+        ],
+        labels=["n", "y"],
+        max_chars=10,
+    )
+    assert table.schema == ROWS
+    assert table["row"].to_pylist() == list(range(2, 10))
+    assert table["reason"].to_pylist() == [
+        None,
+        reject.UNREADABLE,
+        reject.MISSING_TEXT,
+        reject.MISSING_LABEL,
+        reject.EMPTY,
+        reject.TOO_SHORT,
+        reject.UNKNOWN_LABEL,
+        None,
+    ]
+    assert set(table["reason"].to_pylist()) - {None} <= set(reject.REASONS)
+    assert table["detail"].to_pylist()[1] == "3 fields"
+    assert table["text"].to_pylist()[0] == "a < b"
+    assert table["text"].to_pylist()[-1] == "y" * 10
+    assert table["hint"].to_pylist() == ["train"] * 7 + ["test"]
+    assert facts["cut"] == 1
+    assert facts["rules"]["entities"] == 1
+
+
+def test_class_hashes_take_rows_of_train_files_still_in_the_running() -> None:
+    table, _ = cleaned([(0, 2, "one", "a", None), (0, 3, "ONE", "a", None), (2, 2, "two", "a", None),
+                        (0, 4, "", "a", None), (0, 5, "three", "b", None)])  # fmt: skip
+    hashes = steps.class_hashes(table)
+    assert {k: len(v) for k, v in hashes.items()} == {"a": 2, "b": 1}
+    assert hashes["a"][0] == hashes["a"][1] == dedup.halves([dedup.text_key("one")])[0, 1]
+
+
+def test_finish_rows_settles_duplicates_and_labels(tokenizer: TextTokenizer) -> None:
+    table, _ = cleaned(
+        [
+            (0, 2, "good news", "a", None),
+            (0, 3, "GOOD news", "a", None),
+            (0, 4, "bad news", "b", None),
+            (0, 5, "leaked", "a", None),
+            (0, 6, "disputed", "a", None),
+            (0, 7, "disputed", "b", None),
+            (1, 2, "leaked", "a", None),
+            (2, 2, "leaked", "a", None),
+            (2, 3, "news of another class", "c", None),
+            (2, 4, "bad", None, None),
+        ]
+    )
+    done = steps.finish_rows(table, SOURCES, ["a", "b"], {}, tokenizer)
+    kept = {s: done.tables[s]["id"].to_pylist() for s in ("train", "validation", "test")}
+    assert kept == {
+        "train": ["train.csv:2", "train.csv:4", "train.csv:6"],
+        "validation": [],
+        "test": ["test.csv:2"],
+    }
+    assert done.tables["train"]["label"].to_pylist() == [0, 1, 0]
+    duplicates = {d["id"]: (d["kept_id"], d["kept_split"], d["reason"]) for d in done.tables["duplicates"].to_pylist()}
+    assert duplicates == {
+        "train.csv:3": ("train.csv:2", "train", dedup.SAME),
+        "train.csv:5": ("test.csv:2", "test", dedup.LEAK),
+        "train.csv:7": ("train.csv:6", "train", dedup.CONFLICT),
+        "validation.csv:2": ("test.csv:2", "test", dedup.LEAK),
+    }
+    rejected = {r["id"]: (r["stage"], r["reason"]) for r in done.tables["rejected"].to_pylist()}
+    assert rejected == {
+        "test.csv:3": ("label", reject.NOT_IN_TRAIN),
+        "test.csv:4": ("label", reject.MISSING_LABEL),
+    }
+    assert done.facts["unlearnable"] == {"c": 1}
+
+
+def test_ledger_adds_up(tokenizer: TextTokenizer) -> None:
+    words = ["good", "bad", "news", "<br>", "", "x"]
+    rows: list[Row] = [
+        (i % 3, i + 2, " ".join(words[(i * k) % 6] for k in (1, 2, 3)), f"{i % 5 % 3}" if i % 7 else None,
+         "broken" if i % 11 == 0 else None)
+        for i in range(200)
+    ]  # fmt: skip
+    table, _ = cleaned(rows)
+    sketch = HashSketch()
+    for label, hashes in steps.class_hashes(table).items():
+        sketch.add(label, hashes)
+    done = steps.finish_rows(table, SOURCES, sorted(sketch.smallest), sketch.bounds(0.2, 0.2), tokenizer)
+    facts = done.facts
+    total = sum(facts["kept"].values()) + sum(facts["rejected"].values()) + sum(facts["duplicates"].values())
+    assert total == facts["read"] == 200
+    ids = [i for t in done.tables.values() for i in t["id"].to_pylist()]
+    assert len(set(ids)) == 200
+    texts = Counter(x.casefold() for s in facts["kept"] for x in done.tables[s]["text"].to_pylist())
+    assert set(texts.values()) == {1}
+    for split, n in facts["kept"].items():
+        assert done.tables[split].num_rows == n == sum(facts["lengths"][split].values())
+        assert sum(facts["classes"][split].values()) == n

@@ -1,0 +1,52 @@
+"""A stand-in for the engine: word counts instead of a network, so that answers can be predicted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+
+
+class FakeEngine:
+    """Tokens are words; the label is the last word if it is one of ``labels``, else the first label."""
+
+    labels = ["business", "science", "sport", "world"]  # noqa: RUF012
+    version = "fake-1"
+    max_tokens = 16
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.batches: list[list[int]] = []
+        self.threads: set[str] = set()
+        self.entered = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, texts: Sequence[str]) -> SimpleNamespace:
+        words = [t.split() or [""] for t in texts]
+        ids = [np.array([self.labels.index(w) if w in self.labels else 9 for w in ws], np.int32) for ws in words]
+        return SimpleNamespace(
+            ids=[row[-self.max_tokens :] for row in ids],
+            truncated=[len(row) > self.max_tokens for row in ids],
+            cleaned=list(texts),
+        )
+
+    def logits(self, ids: Sequence[np.ndarray]) -> np.ndarray:
+        self.entered += 1
+        self.gate.wait(20)
+        time.sleep(self.seconds)
+        self.threads.add(threading.current_thread().name)
+        self.batches.append([len(row) for row in ids])
+        if any((row == self.labels.index("sport")).sum() > 1 for row in ids):
+            raise RuntimeError("sport twice breaks this model")
+        out = np.zeros((len(ids), len(self.labels)), np.float32)
+        for i, row in enumerate(ids):
+            out[i, row[-1] if row[-1] < len(self.labels) else 0] = 3.0
+        return out
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        e = np.exp(logits)
+        return e / e.sum(axis=1, keepdims=True)

