@@ -125,7 +125,9 @@ class TuneConfig(Section):
     reduction_factor: int = Field(2, ge=2, description="ASHA keeps one trial in this many at each rung.")
     workers: int = Field(1, ge=1, description="DDP workers of one trial.")
     concurrent: int | None = Field(None, ge=1, description="Trials at once; null: as many as the resources allow.")
-    learning_rate: tuple[float, float] = Field((3e-5, 5e-4), description="Range of the rate, log-uniform.")
+    learning_rate: tuple[float, float] | None = Field(
+        None, description="Range of the rate, log-uniform; null: a quarter to five times the recipe's rate."
+    )
     batch_tokens: tuple[int, ...] = Field(
         (1024, 2048, 4096), min_length=1, description="Choices of train.batch_tokens."
     )
@@ -135,10 +137,10 @@ class TuneConfig(Section):
     @model_validator(mode="after")
     def _ranges_rise(self) -> TuneConfig:
         for name in ("learning_rate", "warmup", "weight_decay"):
-            low, high = getattr(self, name)
+            low, high = getattr(self, name) or (0, 1)
             if not low < high:
                 raise ValueError(f"{name}: the first number must be below the second, got {low} and {high}")
-        if self.learning_rate[0] <= 0 or self.weight_decay[0] <= 0:
+        if (self.learning_rate and self.learning_rate[0] <= 0) or self.weight_decay[0] <= 0:
             raise ValueError("learning_rate and weight_decay are searched on a log scale: both ends must be above 0")
         if not 0 <= self.warmup[0] < self.warmup[1] < 1:
             raise ValueError("warmup must lie in 0..1")

@@ -27,17 +27,19 @@ def default_point(config: Config, rate: float) -> dict[str, float]:
     }
 
 
-def draw(config: Config, count: int) -> list[dict[str, float]]:
+def draw(config: Config, count: int, rate: float) -> list[dict[str, float]]:
     """Points of the space, drawn before the search starts: the same whatever the order trials end in.
 
     Learning rate and weight decay are log-uniform (their effect is multiplicative), warm-up is uniform, the
-    batch size a choice. Figures are rounded to three digits, so that they can be typed again.
+    batch size a choice. Figures are rounded to three digits, so that they can be typed again. Without a range of
+    its own the rate is searched around the recipe's: what suits an LSTM would wreck a pretrained encoder.
     """
     generator = random.Random(config.seed)
     tune = config.tune
+    rates = tune.learning_rate or (rate / 4, rate * 5)
     return [
         {
-            "train.learning_rate": _log_uniform(generator, *tune.learning_rate),
+            "train.learning_rate": _log_uniform(generator, *rates),
             "train.batch_tokens": generator.choice(tune.batch_tokens),
             "train.warmup": float(f"{generator.uniform(*tune.warmup):.3g}"),
             "train.weight_decay": _log_uniform(generator, *tune.weight_decay),
@@ -48,7 +50,7 @@ def draw(config: Config, count: int) -> list[dict[str, float]]:
 
 def points(config: Config, rate: float) -> list[dict[str, float]]:
     """All trials of a search: the default recipe, then random points."""
-    return [default_point(config, rate), *draw(config, config.tune.trials - 1)]
+    return [default_point(config, rate), *draw(config, config.tune.trials - 1, rate)]
 
 
 def trial_config(config: Config, point: dict[str, float]) -> Config:
