@@ -16,24 +16,45 @@ REACH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster has in all.
+    """What a cluster has.
 
     Attributes:
-        nodes: live nodes.
-        cpus: logical CPUs.
-        gpus: GPUs.
-        memory_gb: memory that Ray hands out.
+        per_node: logical CPUs and GPUs of each live node.
+        memory_gb: memory that Ray hands out, all nodes together.
     """
 
-    nodes: int
-    cpus: int
-    gpus: int
-    memory_gb: float
+    per_node: tuple[tuple[int, int], ...]
+    memory_gb: float = 0.0
+
+    @property
+    def nodes(self) -> int:
+        """Live nodes."""
+        return len(self.per_node)
+
+    @property
+    def cpus(self) -> int:
+        """Logical CPUs of all nodes."""
+        return sum(c for c, _ in self.per_node)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(g for _, g in self.per_node)
+
+    def room(self, cpus: float, gpus: float = 0.0) -> int:
+        """How many processes of this size fit: each must find all of its CPUs and GPUs on one node."""
+        fits = []
+        for node_cpus, node_gpus in self.per_node:
+            by_cpu = int(node_cpus / cpus + 1e-9)
+            fits.append(min(by_cpu, int(node_gpus / gpus + 1e-9)) if gpus else by_cpu)
+        return sum(fits)
 
     def line(self) -> str:
         """For a person."""
+        each = " + ".join(str(c) for c, _ in self.per_node)
+        cpus = f"{self.cpus} CPUs" + (f" ({each})" if 1 < self.nodes <= 8 else "")
         nodes = f"{self.nodes} node{'s' if self.nodes != 1 else ''}"
-        return f"{nodes}, {self.cpus} CPUs, {self.gpus} GPUs, {self.memory_gb:.0f} GB memory"
+        return f"{nodes}, {cpus}, {self.gpus} GPUs, {self.memory_gb:.0f} GB memory"
 
 
 def local_cpus() -> int:
@@ -51,6 +72,8 @@ def connect(address: str | None = None) -> Resources:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    # How often the controller looks at its workers: each evaluation, and what a killed driver loses, waits for it.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     import ray
 
@@ -111,9 +134,9 @@ def resources() -> Resources:
     """What the connected cluster has."""
     import ray
 
-    total = ray.cluster_resources()
-    nodes = sum(1 for n in ray.nodes() if n["Alive"])
-    return Resources(nodes, int(total.get("CPU", 0)), int(total.get("GPU", 0)), total.get("memory", 0) / 1e9)
+    alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    per_node = tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive)
+    return Resources(per_node, sum(n.get("memory", 0) for n in alive) / 1e9)
 
 
 @dataclass(frozen=True)
@@ -149,20 +172,25 @@ def train_layout(config: Config, have: Resources) -> Layout:
     elif gpus:
         workers = max(1, int(have.gpus / gpus))
     else:
-        workers = max(1, min(2 * max(1, have.nodes), have.cpus // train.cpus_per_worker))
+        workers = max(1, min(2 * max(1, have.nodes), have.room(train.cpus_per_worker)))
     layout = Layout(workers, train.cpus_per_worker, gpus)
     check_fits("training", layout, have, "train.workers (--workers) or train.cpus_per_worker")
     return layout
 
 
 def check_fits(what: str, layout: Layout, have: Resources, keys: str) -> None:
-    """Refuse a layout larger than the cluster.
+    """Refuse a layout that the nodes of the cluster have no room for.
 
     Raises:
         UserError: with the arithmetic and the keys to lower.
     """
-    if layout.workers * layout.cpus > have.cpus or layout.workers * layout.gpus > have.gpus:
-        raise UserError(f"{what} does not fit: {layout.arithmetic()}, but the cluster has {have.line()}. Lower {keys}")
+    room = have.room(layout.cpus, layout.gpus)
+    if layout.workers > room:
+        short = layout.workers * layout.cpus > have.cpus or layout.workers * layout.gpus > have.gpus
+        why = "" if short else f", where {room} such worker{'s' if room != 1 else ''} fit node by node"
+        raise UserError(
+            f"{what} does not fit: {layout.arithmetic()}, but the cluster has {have.line()}{why}. Lower {keys}"
+        )
 
 
 def our_error(error: BaseException) -> UserError | WorkFailed | None:

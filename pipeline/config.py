@@ -273,7 +273,7 @@ def load(file: str | Path | None = None, sets: Iterable[str] = (), flags: Mappin
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def explained(config: Config) -> str:
@@ -287,7 +287,9 @@ def explained(config: Config) -> str:
             section = head
             lines.append(f"\n{head}:")
         pad = "  " if head else ""
-        value = yaml.safe_dump(values[key], default_flow_style=True, allow_unicode=True, width=10_000).strip()
+        value = yaml.dump(
+            values[key], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10_000
+        ).strip()
         value = value.removesuffix("...").strip()
         lines += [f"{pad}# {field.description}", f"{pad}{leaf}: {value}"]
     return "\n".join(lines).strip() + "\n"
@@ -297,11 +299,16 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that also reads ``1e-4`` as a number, as people write it."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes a string such as '12e4', which ``_Loader`` would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -327,7 +334,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and (name in sections or name not in all_keys()) and value:
+        if isinstance(value, Mapping) and (name in sections or (value and name not in all_keys())):
             flat.update(_flatten(value, f"{name}."))
         elif value is None and name in sections:
             continue

@@ -156,11 +156,22 @@ def _joined(config: ServeConfig) -> bool:
 
 
 def _pinned(config: ServeConfig) -> dict[str, float]:
-    """On several nodes, a loopback endpoint can only reach replicas on its own node: keep them here."""
+    """On several nodes, a loopback endpoint can only reach replicas on its own node: keep them here.
+
+    Raises:
+        UserError: this node has too few CPUs for a replica.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if config.host in LOOPBACK and len(nodes) > 1:
-        return {f"node:{ray.util.get_node_ip_address()}": 0.001}
-    return {}
+    if config.host not in LOOPBACK or len(nodes) == 1:
+        return {}
+    here = ray.util.get_node_ip_address()
+    most = max((n["Resources"].get("CPU", 0.0) for n in nodes if n["NodeManagerAddress"] == here), default=0.0)
+    if most < config.cpus_per_replica:
+        raise UserError(
+            f"an endpoint on {config.host} keeps its replicas on this node ({here}), which offers {most:g} CPUs: "
+            f"a replica needs {config.cpus_per_replica:g}. Listen where other nodes can be reached with --host 0.0.0.0"
+        )
+    return {f"node:{here}": 0.001}
 
 
 def _wait(url: str, timeout_s: float) -> None:

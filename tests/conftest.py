@@ -65,7 +65,7 @@ def ray_session(haproxy_script: Path) -> Iterator[None]:
     os.environ.update(environment(ServeConfig(), script=haproxy_script))
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
     os.environ.clear()

@@ -135,3 +135,17 @@ def test_updated_checks_again_and_leaves_the_original() -> None:
         config.updated({"train.epochs": -1})
     with pytest.raises(UserError, match="unknown config key"):
         config.updated({"train.nothing": 1})
+
+
+def test_strings_that_look_like_numbers_survive_a_round_trip(tmp_path: Path) -> None:
+    config = load(sets=["data.labels=['12e4', '1e5', 'x']"])
+    file = tmp_path / "config.yaml"
+    for text in (dump(config), explained(config)):
+        file.write_text(text)
+        assert load(file) == config
+
+
+def test_an_empty_section_is_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("train: {}\ndata:\n")
+    assert load(file) == load()

@@ -39,12 +39,10 @@ def at_once(config: Config, layout: cluster.Layout, have: cluster.Resources) -> 
         UserError: not even one trial fits.
     """
     cluster.check_fits("one trial", layout, have, "tune.workers or train.cpus_per_worker")
-    fit = have.cpus // (layout.workers * layout.cpus)
-    words = f"{have.cpus} CPUs / ({layout.workers} x {layout.cpus}) = {fit}"
-    if layout.gpus:
-        by_gpu = int(have.gpus / (layout.workers * layout.gpus) + 1e-9)
-        words += f", {have.gpus} GPUs / ({layout.workers} x {layout.gpus:g}) = {by_gpu}"
-        fit = min(fit, by_gpu)
+    room = have.room(layout.cpus, layout.gpus)
+    fit = room // layout.workers
+    size = f"{layout.cpus} CPU" + (f" + {layout.gpus:g} GPU" if layout.gpus else "")
+    words = f"room for {room} workers of {size} / {layout.workers} a trial = {fit}"
     wanted = min(config.tune.trials, config.tune.concurrent or fit)
     return max(1, min(fit, wanted)), words
 

@@ -7,6 +7,7 @@ raised by ``check`` before any work starts.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,7 @@ def check(source: Source, config: DataConfig) -> list[str]:
     if source.size == 0:
         raise UserError(f"{source.uri} is empty")
     if source.format == "parquet":
-        columns = _parquet_columns(source)
+        columns = _parquet_columns(source, (*config.text, config.label))
     else:
         with Place.of(source.uri).open_input() as f:
             head = f.read(1 << 16)
@@ -115,9 +116,7 @@ def read(source: Source, config: DataConfig) -> Iterator[pa.Table]:
     if source.format == "parquet":
         yield from _read_parquet(source, config)
         return
-    rows = _decoded(
-        _read_jsonl(source, config) if source.format == "jsonl" else _read_delimited(source, config), source
-    )
+    rows = _read_jsonl(source, config) if source.format == "jsonl" else _read_delimited(source, config)
     chunk: list[tuple[int, str | None, str | None, str | None]] = []
     chars = 0
     for row in rows:
@@ -128,14 +127,6 @@ def read(source: Source, config: DataConfig) -> Iterator[pa.Table]:
             chunk, chars = [], 0
     if chunk:
         yield _table(chunk)
-
-
-def _decoded(rows: Iterator[_Row], source: Source) -> Iterator[_Row]:
-    """Rows of a file; where an encoding such as UTF-16 breaks off, nothing after that point can be trusted."""
-    try:
-        yield from rows
-    except UnicodeError as e:
-        raise UserError(f"{source.uri} is not in the encoding it is read as (data.encoding): {e}") from e
 
 
 def _table(rows: Sequence[tuple[int, str | None, str | None, str | None]]) -> pa.Table:
@@ -150,8 +141,23 @@ def _join(values: Sequence[Any]) -> str | None:
 
 def _text_stream(source: Source, config: DataConfig) -> Any:
     encoding = "utf-8-sig" if config.encoding.lower() in ("utf-8", "utf8") else config.encoding
-    # Undecodable bytes become lone surrogates, so that the row that holds them can be named.
-    return io.TextIOWrapper(Place.of(source.uri).open_input(), encoding=encoding, errors="surrogateescape", newline="")
+    return io.TextIOWrapper(Place.of(source.uri).open_input(), encoding=encoding, errors=_MARK, newline="")
+
+
+_MARK = "broadsheet-mark"
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    """Undecodable bytes become one lone surrogate, so that the row that holds them can be named.
+
+    ``surrogateescape`` does so too, but gives up on a byte below 0x80, as UTF-16 and UTF-32 can hold.
+    """
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return chr(0xDC00 + error.object[error.start]), error.end
+
+
+codecs.register_error(_MARK, _mark)
 
 
 def _undecodable(text: str, encoding: str) -> str | None:
@@ -160,7 +166,7 @@ def _undecodable(text: str, encoding: str) -> str | None:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
         bad = ord(text[e.start])
-        return f"byte 0x{bad - 0xDC00:02x} is not {encoding}" if 0xDC80 <= bad <= 0xDCFF else "lone surrogate"
+        return f"byte 0x{bad - 0xDC00:02x} is not {encoding}" if 0xDC00 <= bad <= 0xDCFF else "lone surrogate"
     return None
 
 
@@ -274,12 +280,16 @@ def _plain(value: Any) -> str:
 # --- parquet ----------------------------------------------------------------------------------------------
 
 
-def _parquet_columns(source: Source) -> list[str]:
+def _parquet_columns(source: Source, wanted: Sequence[str]) -> list[str]:
     try:
         with Place.of(source.uri).open_random() as f:
-            return list(pq.ParquetFile(f).schema_arrow.names)
+            schema = pq.ParquetFile(f).schema_arrow
     except (pa.ArrowInvalid, OSError) as e:
         raise UserError(f"{source.uri} is not a Parquet file: {str(e).splitlines()[0]}") from e
+    for field in schema:
+        if field.name in wanted and pa.types.is_nested(field.type):
+            raise UserError(f"{source.uri}: column '{field.name}' of type {field.type} cannot be read as text")
+    return list(schema.names)
 
 
 def _read_parquet(source: Source, config: DataConfig) -> Iterator[pa.Table]:
@@ -287,27 +297,47 @@ def _read_parquet(source: Source, config: DataConfig) -> Iterator[pa.Table]:
     first = 1
     with Place.of(source.uri).open_random() as f:
         for batch in pq.ParquetFile(f).iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
-            strings = [_string_column(batch.column(c), c, source) for c in wanted]
-            texts = [_join(values) for values in zip(*(s.to_pylist() for s in strings[:-1]), strict=True)]
-            n = batch.num_rows
+            columns = [_strings(batch.column(c), c, source) for c in wanted]
+            errors: list[str | None] = [None] * batch.num_rows
+            for _, bad in columns:
+                for at, error in bad.items():
+                    errors[at] = error
+            texts = [_join(values) for values in zip(*(values for values, _ in columns[:-1]), strict=True)]
             yield pa.table(
                 [
-                    pa.array(range(first, first + n), pa.int64()),
-                    pa.array(texts, pa.string()),
-                    strings[-1],
-                    pa.nulls(n, pa.string()),
+                    pa.array(range(first, first + batch.num_rows), pa.int64()),
+                    pa.array([None if e else t for t, e in zip(texts, errors, strict=True)], pa.string()),
+                    pa.array([None if e else v for v, e in zip(columns[-1][0], errors, strict=True)], pa.string()),
+                    pa.array(errors, pa.string()),
                 ],
                 schema=CHUNK,
             )
-            first += n
+            first += batch.num_rows
 
 
-def _string_column(column: pa.Array, name: str, source: Source) -> pa.Array:
+def _strings(column: pa.Array, name: str, source: Source) -> tuple[list[str | None], dict[int, str]]:
+    """The values of a column as strings, and the error of each value that is none."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):  # integer labels that pandas widened because some were missing
-        return pa.array([None if v is None or v != v else _plain(v) for v in column.to_pylist()], pa.string())
+        return [None if v is None or v != v else _plain(v) for v in column.to_pylist()], {}
     try:
-        return column.cast(pa.string())
+        strings = column.cast(pa.string())
+        strings.validate(full=True)  # a writer can put any bytes into a string column
+        return strings.to_pylist(), {}
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-        raise UserError(f"{source.uri}: column '{name}' of type {column.type} cannot be read as text") from e
+        if not (pa.types.is_binary(column.type) or pa.types.is_string(column.type) or _is_large(column.type)):
+            raise UserError(f"{source.uri}: column '{name}' of type {column.type} cannot be read as text") from e
+    values: list[str | None] = []
+    bad: dict[int, str] = {}
+    for at, raw in enumerate(column.cast(pa.large_binary()).to_pylist()):
+        try:
+            values.append(None if raw is None else raw.decode("utf-8"))
+        except UnicodeDecodeError as e:
+            values.append(None)
+            bad[at] = f"byte 0x{raw[e.start]:02x} of column '{name}' is not utf-8"
+    return values, bad
+
+
+def _is_large(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_large_binary(kind) or pa.types.is_large_string(kind))

@@ -1,7 +1,7 @@
 """Split by a hash of the text, stratified: equal texts never straddle splits, and no row order matters.
 
 Each text has a uniform 64-bit hash. Within a class, the rows with the smallest hashes are the test rows, the
-next ones validation, the rest train. For a class of up to ``SKETCH_SIZE`` distinct texts the bounds are exact
+next ones validation, the rest train. For a class of fewer than ``SKETCH_SIZE`` distinct texts the bounds are exact
 order statistics; a larger class is cut at ``fraction * 2**64``, whose relative error is then below
 ``sqrt(1 / (fraction * SKETCH_SIZE))``, about 2.5% at a tenth (binomial). So the memory needed does not grow
 with the number of rows.

@@ -197,7 +197,7 @@ def finish_rows(
     for name, indices in kept.items():
         indices.sort()
         texts = [columns["text"][i] for i in indices]
-        input_ids, truncated = tokenizer.encode_arrow(texts)
+        input_ids, truncated = tokenizer.encode_arrow(pa.array(texts, pa.string()))
         tables[name] = pa.table(
             [
                 pa.array([ids[i] for i in indices], pa.string()),
@@ -210,7 +210,7 @@ def finish_rows(
         facts["kept"][name] = len(indices)
         facts["classes"][name] = dict(Counter(columns["label"][i] for i in indices))
         facts["lengths"][name] = {str(n): c for n, c in Counter(len(v) for v in input_ids).items()}
-        facts["truncated"][name] = truncated
+        facts["truncated"][name] = int(truncated.sum())
     tables["rejected"] = _from_rows(rejected, REJECTED)
     tables["duplicates"] = _from_rows(duplicates, DUPLICATES)
     return Finished(tables, facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.data import wordcache
 from pipeline.errors import UserError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class TextTokenizer:
-    """A Hugging Face fast tokenizer that truncates and returns int32 ids; several threads may share it.
+    """A Hugging Face fast tokenizer that truncates and returns int32 ids.
+
+    ``encode`` may be shared by several threads, ``encode_arrow`` may not.
 
     Args:
         folder: a folder with ``tokenizer.json``.
@@ -38,6 +42,17 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
+        self._cache = self._word_cache(file)
+
+    def _word_cache(self, file: Path) -> _Framed | None:
+        from tokenizers import Tokenizer
+
+        whole = Tokenizer.from_file(str(file))
+        whole.no_padding()
+        whole.no_truncation()
+        how = wordcache.cutting(whole)
+        frame = special_tokens(whole)
+        return None if how is None or frame is None else _Framed(wordcache.WordCache(whole, how), *frame)
 
     def encode(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], list[bool]]:
         """Token ids of each text, and whether it was truncated."""
@@ -46,13 +61,71 @@ class TextTokenizer:
         # A text of exactly max_tokens has no overflow; the fast path keeps overflowing pieces.
         return ids, [bool(e.overflowing) for e in encodings]
 
-    def encode_arrow(self, texts: Sequence[str]) -> tuple[pa.Array, int]:
-        """``list<int32>`` ids of each text, and how many texts were truncated."""
-        ids, truncated = self.encode(texts)
-        offsets = np.zeros(len(ids) + 1, np.int32)
-        np.cumsum([len(i) for i in ids], out=offsets[1:])
-        values = np.concatenate(ids) if ids else np.empty(0, np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32())), sum(truncated)
+    def encode_arrow(self, texts: pa.Array) -> tuple[pa.ListArray, npt.NDArray[np.bool_]]:
+        """What ``encode`` returns, for many texts: by the distinct word where the tokenizer allows it.
+
+        Args:
+            texts: strings without nulls.
+
+        Returns:
+            ``list<int32>`` ids, and which texts were truncated [texts].
+        """
+        if self._cache is None:
+            ids, truncated = self.encode(texts.to_pylist())
+            offsets = np.zeros(len(ids) + 1, np.int64)
+            np.cumsum([len(i) for i in ids], out=offsets[1:])
+            values: npt.NDArray[np.int32] = np.concatenate(ids) if ids else np.empty(0, np.int32)
+            flags = np.array(truncated, dtype=np.bool_)
+        else:
+            values, offsets, flags = self._cache.encode(texts, self.max_tokens)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32())), flags
+
+
+@dataclass(frozen=True)
+class _Framed:
+    """A word cache whose ids are truncated and put between the special tokens, as the tokenizer does.
+
+    Attributes:
+        cache: encodes without special tokens.
+        before, after: ids of the special tokens, ``[CLS]`` and ``[SEP]`` for BERT.
+    """
+
+    cache: wordcache.WordCache
+    before: list[int]
+    after: list[int]
+
+    def encode(
+        self, texts: pa.Array, max_tokens: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        ids, ends = self.cache.encode(texts)
+        room = max_tokens - len(self.before) - len(self.after)
+        lengths = np.diff(ends)
+        body = np.minimum(lengths, room)
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(body + len(self.before) + len(self.after), out=offsets[1:])
+        body_ends = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(body, out=body_ends[1:])
+        running = np.arange(body_ends[-1])
+        out = np.empty(int(offsets[-1]), np.int32)
+        kept = ids if len(ids) == len(running) else ids[running + np.repeat(ends[:-1] - body_ends[:-1], body)]
+        out[running + np.repeat(offsets[:-1] + len(self.before) - body_ends[:-1], body)] = kept
+        for i, token in enumerate(self.before):
+            out[offsets[:-1] + i] = token
+        for i, token in enumerate(self.after):
+            out[offsets[1:] - len(self.after) + i] = token
+        return out, offsets, lengths > room
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]] | None:
+    """The ids a tokenizer puts before and after one text, or None where it does something else."""
+    bare = tokenizer.encode("a b", add_special_tokens=False).ids
+    framed = tokenizer.encode("a b", add_special_tokens=True).ids
+    extra = len(framed) - len(bare)
+    for start in range(extra + 1):
+        if bare and framed[start : start + len(bare)] == bare:
+            before, after = framed[:start], framed[start + len(bare) :]
+            return (before, after) if tokenizer.encode("").ids == before + after else None
+    return None
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> dict[str, Any]:

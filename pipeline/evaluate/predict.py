@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,24 +25,33 @@ from pipeline.train import checkpoint
 
 SLICE_ROWS = 1024
 BATCH_TOKENS = 2048
+CORES_PER_REPLICA = 4  # more threads than this gain little on batches of BATCH_TOKENS
 BLOCK_BYTES = 1 << 20
 
 
-def pool(have: cluster.Resources) -> dict[str, Any]:
-    """How many model replicas work at once, and what each holds: one per GPU, else all CPUs but one, up to four.
+@dataclass(frozen=True)
+class Pool:
+    """How the model is laid out for batch inference: ``replicas`` of ``cpus`` and ``gpus``, ``threads`` for torch."""
 
-    Replicas never hold every CPU, or the tasks that feed them would starve. A replica on CPU runs as many
-    threads as there are cores for it.
+    replicas: int
+    cpus: float
+    gpus: int
+    threads: int
+
+
+def pool(have: cluster.Resources) -> Pool:
+    """One replica per GPU; without GPUs as many as fit of the size that suits the smallest node, about 4 cores each.
+
+    Replicas leave half a CPU of each node alone, or the tasks that feed them would starve; a replica fits on one
+    node, or Ray would wait for a larger one for ever.
     """
     if have.gpus:
-        return {"concurrency": have.gpus, "num_gpus": 1, "num_cpus": 0.5}
-    replicas = max(1, min(4, (have.cpus - 1) // 2))
-    return {"concurrency": replicas, "num_cpus": max(0.5, (have.cpus - 1) / replicas)}
-
-
-def threads(have: cluster.Resources) -> int:
-    """Torch threads of one replica on CPU."""
-    return max(1, have.cpus // max(1, int(pool(have)["concurrency"])) // max(1, have.nodes))
+        return Pool(have.gpus, 0.5, 1, 1)
+    smallest = min((c for c, _ in have.per_node if c), default=1)
+    replicas = -(-smallest // CORES_PER_REPLICA)
+    cpus = (smallest - 0.5) / replicas
+    fit = sum(int((c - 0.5) / cpus + 1e-9) for c, _ in have.per_node if c)
+    return Pool(fit, cpus, 0, max(1, smallest // replicas))
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,8 +75,10 @@ class _OnGpu:
 
 def _mapped(dataset: Any, function: Callable[[pa.Table], Any], batch_size: int | None, have: cluster.Resources) -> Any:
     """Lay a function that uses the model out over a data set: plain tasks on CPUs, actors on GPUs."""
-    options = {"batch_format": "pyarrow", "batch_size": batch_size, **pool(have)}
-    if have.gpus:
+    lay = pool(have)
+    options = {"batch_format": "pyarrow", "batch_size": batch_size, "concurrency": lay.replicas, "num_cpus": lay.cpus}
+    if lay.gpus:
+        options["num_gpus"] = lay.gpus
         return dataset.map_batches(_OnGpu, fn_constructor_args=(function,), **options)
     return dataset.map_batches(function, **options)
 
@@ -85,7 +97,7 @@ def predict_split(
         with shard.open_random() as f:
             rows = pq.ParquetFile(f).metadata.num_rows
         items += [f"{shard}|{start}" for start in range(0, rows, SLICE_ROWS)]
-    where, count = str(folder), threads(have)
+    where, count = str(folder), pool(have).threads
 
     def score(batch: pa.Table) -> Iterator[pa.Table]:
         classifier = _loaded(where, count)
@@ -190,7 +202,7 @@ def predict_files(
             for chunk in read(sources[i], data):
                 yield chunk.add_column(0, "source", pa.array([i] * chunk.num_rows, pa.int32()))
 
-    folder, count, written_names = str(where), threads(have), [s.name for s in sources]
+    folder, count, written_names = str(where), pool(have).threads, [s.name for s in sources]
 
     def classify_and_write(block: pa.Table) -> pa.Table:
         table, errors = classify_block(_loaded(folder, count), block, written_names)

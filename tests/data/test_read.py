@@ -98,6 +98,20 @@ def test_other_encodings(tmp_path: Path, encoding: str) -> None:
     assert rows_of(tmp_path, f"text,label\n{word},a\n".encode(encoding), encoding=encoding) == [(2, word, "a", None)]
 
 
+def test_bytes_that_are_not_utf_16_cost_one_row(tmp_path: Path) -> None:
+    content = "text,label\na,1\n".encode("utf-16-le") + b"\x00\xd8b\x00" + ",1\nc,1\n".encode("utf-16-le")
+    got = rows_of(tmp_path, content, encoding="utf-16-le")
+    assert got == [(2, "a", "1", None), (3, None, None, "byte 0x00 is not utf-16-le"), (4, "c", "1", None)]
+
+
+def test_parquet_bytes_that_are_not_text_cost_one_row(tmp_path: Path) -> None:
+    for kind in (pa.binary(), pa.large_binary()):
+        pq.write_table(pa.table({"text": pa.array([b"a", b"\xff", None], kind), "label": [1, 2, 3]}), tmp_path / "x.pq")
+        got = read_rows(tmp_path / "x.pq", "parquet")
+        bad = "byte 0xff of column 'text' is not utf-8"
+        assert got == [(1, "a", "1", None), (2, None, None, bad), (3, None, "3", None)]
+
+
 def test_bad_rows_keep_their_line_numbers_and_cost_nothing_else(tmp_path: Path) -> None:
     content = b'text,label\na,1\n\xff,1\n\n"b\nb",1\nc,1,2\n"open,1\nd,1\n,1\n'
     got = rows_of(tmp_path, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.data.tokenize import SPECIAL, TextTokenizer, pad_id, train_wordpiece, wordpiece_vocabulary
@@ -40,11 +41,12 @@ def test_common_words_are_one_token_and_chinese_characters_stand_apart(folder: P
 def test_arrow_ids_are_the_same(folder: Path) -> None:
     tokenizer = TextTokenizer(folder, 5)
     ids, truncated = tokenizer.encode(TEXTS)
-    array, cut = tokenizer.encode_arrow(TEXTS)
+    array, cut = tokenizer.encode_arrow(pa.array(TEXTS))
     assert array.to_pylist() == [i.tolist() for i in ids]
-    assert cut == sum(truncated) > 0
-    empty, none = tokenizer.encode_arrow([])
-    assert (len(empty), none) == (0, 0)
+    assert cut.tolist() == truncated
+    assert sum(truncated) > 0
+    empty, none = tokenizer.encode_arrow(pa.array([], pa.string()))
+    assert (len(empty), len(none)) == (0, 0)
 
 
 def test_training_is_reproducible_in_any_order(folder: Path, tmp_path: Path) -> None:
