@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,6 +193,30 @@ def check_fits(what: str, layout: Layout, have: Resources, keys: str) -> None:
         raise UserError(
             f"{what} does not fit: {layout.arithmetic()}, but the cluster has {have.line()}{why}. Lower {keys}"
         )
+
+
+@contextmanager
+def pinned() -> Iterator[None]:
+    """While Ray Train starts its actors, name this cluster in their environment.
+
+    The actor that frees the CPUs of a stopped trial asks Ray's state API who is alive, and that looks for *a* cluster:
+    in RAY_ADDRESS, else whatever the last ``ray start`` on the machine left in a file. One that was killed, or a
+    second Ray beside ours, and the CPUs are never freed: the next trial waits for ever (Ray 2.60). Ray Train hands
+    the variables named in a set of its own on to its actors; ``tests/test_cluster.py`` watches that set.
+    """
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def our_error(error: BaseException) -> UserError | WorkFailed | None:

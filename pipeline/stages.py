@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import config as configuration
 from pipeline import console
 from pipeline.config import Config
-from pipeline.data import named
+from pipeline.data import gates, named
 from pipeline.data import prepare as preparation
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
@@ -130,6 +130,12 @@ def make_prepared(job: Job, address: str | None) -> None:
     if ledger["duplicates"]:
         reasons = ledger["duplicates_by_reason"]
         console.say("prepare", "duplicates: " + ", ".join(f"{n:,} {r}" for r, n in reasons.items()))
+    if prepared.profile["filled"]:
+        filled = ", ".join(f"{n:,} from {way}" for way, n in prepared.profile["filled"].items())
+        console.say("prepare", f"missing texts filled: {filled}")
+    for gate in gates.judge(job.config.data, ledger, prepared.profile["classes"]):
+        if gate.verdict != "PASS":
+            console.warn("prepare", f"{gate.verdict} {gate.name}: {gate.figure} ({gate.key})")
     for warning in prepared.profile["warnings"]:
         console.warn("prepare", warning)
     if not reused:
@@ -143,6 +149,7 @@ def _train(job: Job, address: str | None) -> None:
     from pipeline.train import trainer
 
     assert job.prepared is not None
+    gates.refuse(job.config.data, job.prepared.ledger, job.prepared.profile["classes"])
     began = time.monotonic()
     trained = trainer.train(job.config, job.prepared, job.model, address, job.run)
     job.checkpoint = trained.checkpoint

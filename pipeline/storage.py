@@ -115,8 +115,13 @@ class Place:
         """The whole file as UTF-8."""
         return self.read_bytes().decode("utf-8")
 
-    def write_bytes(self, data: bytes) -> None:
-        """Write the whole file at once: a reader sees the old content or the new, never a part."""
+    def write_bytes(self, data: bytes, durable: bool = True) -> None:
+        """Write the whole file at once: a reader sees the old content or the new, never a part.
+
+        Args:
+            data: the content.
+            durable: whether it must survive a crash of the machine (slower), and not just of this process.
+        """
         if self.is_local:
             path = Path(self.uri)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +129,9 @@ class Place:
             try:
                 with os.fdopen(handle, "wb") as f:
                     f.write(data)
-                    f.flush()
-                    os.fsync(f.fileno())
+                    if durable:
+                        f.flush()
+                        os.fsync(f.fileno())
                 os.chmod(temporary, 0o644)
                 os.replace(temporary, path)
             except BaseException:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from pipeline.cluster import Layout, Resources, check_fits, train_layout
+from pipeline.cluster import Layout, Resources, check_fits, pinned, train_layout
 from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.evaluate.predict import pool
@@ -52,3 +54,14 @@ def test_trials_at_once_node_by_node() -> None:
     number, words = at_once(load(), layout, cpus(3, 3))
     assert (number, words) == (2, "room for 2 workers of 2 CPU / 1 a trial = 2")
     assert at_once(load(sets=["tune.trials=1"]), layout, cpus(3, 3))[0] == 1
+
+
+def test_ray_train_still_hands_the_address_on(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private set of Ray Train: without it, stopped trials keep their CPUs wherever another Ray is or was."""
+    import ray
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    with pinned():
+        assert get_env_vars_to_propagate()["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address
+    assert os.environ["RAY_ADDRESS"] == "elsewhere:1"

@@ -127,10 +127,10 @@ def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys
 def test_prepared_bytes_do_not_depend_on_block_sizes(
     done: stages.Job, prepared: Prepared, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.data import prepare, read
+    from pipeline.data import lines, prepare
 
     monkeypatch.setattr(prepare, "BLOCK_BYTES", 2_000)
-    monkeypatch.setattr(read, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(lines, "BLOCK_CHARS", 500)
     again, reused = prepare.prepare(done.config.updated({"storage": str(tmp_path)}), done.model)
     assert not reused
 

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import cluster, console, stages
 from pipeline import config as configuration
 from pipeline.config import Config
+from pipeline.data import gates
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError, WorkFailed
 from pipeline.model.source import ModelSource
@@ -59,6 +60,7 @@ def run(config: Config, address: str | None) -> None:
     job = stages.begin(config, False)
     stages.make_prepared(job, address)
     assert job.prepared is not None
+    gates.refuse(job.config.data, job.prepared.ledger, job.prepared.profile["classes"])
     have = cluster.connect(address)
     points = space.points(job.config, trainer.learning_rate(job.config, job.model))
     configs = [space.trial_config(job.config, p) for p in points]
@@ -129,9 +131,11 @@ def _search(
 
         n = int(point["trial"])
         # Worker groups of stopped trials die with this process: Ray ends what an actor owns with the actor.
-        trainer.torch_trainer(
+        one = trainer.torch_trainer(
             configs[n], layout, folder / "trials", f"trial-{n + 1:04d}", jobs[n], [TuneReportCallback()]
-        ).fit()
+        )
+        with cluster.pinned():
+            one.fit()
 
     tuner = tune.Tuner(
         # The driver of a trial only waits (its Ray Train workers hold the CPUs), but Tune refuses an empty

@@ -7,13 +7,21 @@ with, so that a served text is cleaned exactly as the training rows were.
 from __future__ import annotations
 
 import html
+import ipaddress
 import re
+import unicodedata
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from html.entities import html5
 
 import ftfy
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ftfy.fixes import fix_character_width
 
-VERSION = 1  # raise it whenever a rule's output changes: prepared data is then made anew
+VERSION = 2  # raise it whenever a rule's output changes: prepared data is then made anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +31,46 @@ class Rule:
     Attributes:
         name: the word used in the configuration, the report and the checkpoint.
         reason: why the rule exists, in one sentence.
-        touches: a cheap test; when it finds nothing, ``apply`` would return the text unchanged.
+        guard: a regular expression; where it finds nothing, ``apply`` would return the text unchanged. Written in what
+            Python's ``re`` and RE2 have in common, and without ``\\s``, which differs between the two.
         apply: the rule itself.
+        optional: applied only when ``data.extra_rules`` names it.
+        touches: the same test for one text, by what Python's strings do fastest.
     """
 
     name: str
     reason: str
-    touches: re.Pattern[str]
+    guard: str
     apply: Callable[[str], str]
+    optional: bool = False
+    touches: Callable[[str], object] = bool
 
 
-_LOST_NUMERIC = re.compile(r"(?<![&\w])#(\d{2,5});")
-_LOST_APOSTROPHE = re.compile(r"\s?(?<!&)#(?:39|146|8217);(?=(?:s|t|d|m|re|ve|ll)\b)")
-_LOST_NAMED = re.compile(r"(?<![&\w])(quot|amp|lt|gt|nbsp|hellip|mdash|ndash|rsquo|lsquo|rdquo|ldquo|eacute);")
+# Only complete entities: html.unescape alone would read the '&copy' of '?a=1&copy=2' as a copyright sign.
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# Each pattern begins with a literal character, which is what makes Python's search fast; the look behind it follows.
+_LOST_NUMERIC = re.compile(r"#(?<![&\w]#)(\d{2,5});")
+_LOST_APOSTROPHE = re.compile(r"#(?<!&#)(?:39|146|8217);(?=(?:s|t|d|m|re|ve|ll)\b)")
+_SPACED_APOSTROPHE = re.compile(r" #(?:39|146|8217);(?=(?:s|t|d|m|re|ve|ll)\b)")
+_NAMES = ("quot", "amp", "lt", "gt", "nbsp", "hellip", "mdash", "ndash", "rsquo", "lsquo", "rdquo", "ldquo", "eacute")
+_LOST_NAMED = re.compile("(" + "|".join(rf"{n[0]}(?<![&\w]{n[0]}){n[1:]}" for n in _NAMES) + ");")
+
+
+def _entity(match: re.Match[str]) -> str:
+    whole = match[0]
+    return html.unescape(whole) if whole[1] == "#" or whole[1:] in html5 else whole
+
+
+def _entities(text: str) -> str:
+    text = _ENTITY.sub(_entity, text)
+    return _ENTITY.sub(_entity, text)  # once more: feeds escape twice, '&amp;lt;b&amp;gt;'
 
 
 def _lost_entities(text: str) -> str:
-    text = _LOST_APOSTROPHE.sub("'", text)
-    text = _LOST_NUMERIC.sub(lambda m: html.unescape(f"&#{m[1]};"), text)
+    if "#" in text:
+        text = _SPACED_APOSTROPHE.sub("'", text)
+        text = _LOST_APOSTROPHE.sub("'", text)
+        text = _LOST_NUMERIC.sub(lambda m: html.unescape(f"&#{m[1]};"), text)
     return _LOST_NAMED.sub(lambda m: html.unescape(f"&{m[1]};"), text)
 
 
@@ -54,71 +84,166 @@ _ELEMENTS = (
 _TAG = re.compile(rf"</?(?:{_ELEMENTS})(?:\s[^<>]{{0,2000}})?/?>|<!--.{{0,2000}}?-->", re.IGNORECASE | re.DOTALL)
 _ESCAPED = re.compile(r"\\(?=[$\"'&#%_])")
 _FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, explain=False)
+# What ftfy leaves as it is, whatever stands around it: unified ideographs and the punctuation of Chinese. No step of
+# ftfy looks for them (its tables hold Latin letters and symbols), and NFC maps each to itself.
+_IDEOGRAPHIC = "\u4e00-\u9fff\u3001\u3002\u300a-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
 # C0 and C1 controls but tab and line ends, zero-width space, word joiner, BOM. The joiners U+200C and U+200D
 # stay: emoji and several scripts need them.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff]")
+_CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\u200b\u2060\ufeff]")
 _SPACE = re.compile(r"\s+")
+_ODD_SPACE = "\\t-\\r\\x1c-\\x1f\\x85\\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # all of \s but U+0020
+
+# ASCII only: Chinese text runs on right after an address, without a space.
+_URL = re.compile(
+    r"(?<![A-Za-z0-9])(?:https?://|ftp://|www\.)[^\s<>\"'\x7f-\U0010ffff]{1,2000}(?<![.,;:!?)\]])", re.IGNORECASE
+)
+_EMAIL = re.compile(
+    r"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}"
+    r"(?![A-Za-z0-9-])"
+)
+_IP = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
+_AGENCIES = r"(?:Reuters|AP|AFP|UPI|PA|Xinhua|Bloomberg|Canadian Press|USATODAY\.com|SPACE\.com|washingtonpost\.com)"
+_AGENCY = re.compile(rf"\({_AGENCIES}\)(?:\s*(?:-{{1,2}}|[–—])(?=\s))?|(?<!\S){_AGENCIES} (?:-{{1,2}}|[–—])(?=\s)")
+
+
+def _public_ip(replacement: str) -> Callable[[str], str]:
+    def replaced(match: re.Match[str]) -> str:
+        try:
+            return replacement if ipaddress.IPv4Address(match[0]).is_global else match[0]
+        except ValueError:  # an octet above 255: a version number, not an address
+            return match[0]
+
+    return lambda text: _IP.sub(replaced, text)
+
+
+def _nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+def _holds(character: str) -> Callable[[str], bool]:
+    return lambda text: character in text
+
+
+def _is_plain(text: str) -> bool:
+    """Printable ASCII only."""
+    return text.isascii() and text.isprintable()
+
+
+_NON_ASCII = r"[^\x00-\x7f]"
+_FOREIGN = re.compile(f"[^\\t\\n\\x20-\\x7e{_IDEOGRAPHIC}]")
+_HAS_ODD = re.compile(f"[{_ODD_SPACE}]")
 
 RULES: tuple[Rule, ...] = (
+    Rule("entities", "HTML entities stand for characters: '&lt;', '&#233;'.", "&", _entities, touches=_holds("&")),
     Rule(
         "lost_entities",
         "AG News and other scraped feeds hold entities that lost their ampersand: ' #39;s', ' #36;10', 'quot;'.",
-        re.compile(r"#\d{2,5};|(?:quot|amp|[lg]t|nbsp|hellip|[mn]dash|[lr][sd]quo|eacute);"),
+        "[a-z0-9];",
         _lost_entities,
+        touches=_holds(";"),
     ),
-    Rule("entities", "HTML entities stand for characters: '&lt;', '&#233;'.", re.compile("&"), html.unescape),
     Rule(
         "tags",
         "Mark-up is not language: '<b>', '<A HREF=...>' (the words between tags stay).",
-        re.compile("<"),
+        "<",
         lambda t: _TAG.sub(" ", t),
+        touches=_holds("<"),
     ),
     Rule(
         "backslashes",
         r"AG News writes '\' where a line break was, and '\$' for '$'.",
-        re.compile(r"\\"),
+        r"\\",
         lambda t: _ESCAPED.sub("", t).replace("\\", " "),
+        touches=_holds("\\"),
     ),
     Rule(
         "mojibake",
         "Text decoded with the wrong code page ('â€™' for an apostrophe), ligatures, NFC (ftfy).",
-        re.compile(r"[^\x00-\x7f]|[\x00-\x08\x0b-\x1f\x7f]"),
+        _FOREIGN.pattern,
         lambda t: ftfy.fix_text(t, _FTFY),
+        touches=lambda t: not _is_plain(t) and _FOREIGN.search(t),
     ),
+    Rule(
+        "width",
+        "Full-width letters and digits, half-width katakana, the ideographic space: one form of each (ftfy).",
+        _NON_ASCII,
+        fix_character_width,
+        optional=True,
+        touches=lambda t: not t.isascii(),
+    ),
+    Rule(
+        "nfkc",
+        "Compatibility forms ('①', '㎏', 'ｆｕｌｌ') become plain ones.",
+        _NON_ASCII,
+        _nfkc,
+        True,
+        lambda t: not t.isascii(),
+    ),
+    Rule(
+        "agencies",
+        "The agency's name gives the label away without being news: '(Reuters)', 'AP - '.",
+        r"[A-Za-z](?:\)| [-–—])",
+        lambda t: _AGENCY.sub(" ", t),
+        optional=True,
+    ),
+    Rule("emails", "E-mail addresses are removed.", "@", lambda t: _EMAIL.sub(" ", t), True, _holds("@")),
+    Rule("mask_emails", "E-mail addresses become [email].", "@", lambda t: _EMAIL.sub("[email]", t), True, _holds("@")),
+    Rule("urls", "Web addresses are removed.", "[:wW]", lambda t: _URL.sub(" ", t), True),
+    Rule("mask_urls", "Web addresses become [url].", "[:wW]", lambda t: _URL.sub("[url]", t), True),
+    Rule("ips", "Public IPv4 addresses are removed.", r"[^\x00-/:-~]\.", _public_ip(" "), True),
+    Rule("mask_ips", "Public IPv4 addresses become [ip].", r"[^\x00-/:-~]\.", _public_ip("[ip]"), True),
     Rule(
         "control",
         "Control and zero-width characters carry no meaning and split words.",
-        _CONTROL,
+        _CONTROL.pattern,
         lambda t: _CONTROL.sub("", t),
+        touches=lambda t: not _is_plain(t) and _CONTROL.search(t),
     ),
     Rule(
         "space",
         "Runs of white space, line ends and tabs become one space.",
-        re.compile(r"\s\s|[^\S ]|^\s|\s$"),
+        f"  |[{_ODD_SPACE}]|^ | $",
         lambda t: _SPACE.sub(" ", t).strip(),
+        touches=lambda t: (
+            "  " in t or t[:1] == " " or t[-1:] == " " or not (_is_plain(t) or _HAS_ODD.search(t) is None)
+        ),
     ),
 )
+EXTRA_NAMES = tuple(rule.name for rule in RULES if rule.optional)
 RULE_NAMES = tuple(rule.name for rule in RULES)
+DEFAULT = tuple(rule for rule in RULES if not rule.optional)
+SAMPLES_PER_RULE = 3
 
 
 @dataclass(slots=True)
 class Tally:
-    """How often each rule changed a text, with the first few before/after samples."""
+    """How often each rule changed a text, with a few before/after samples.
+
+    The samples are those with the smallest checksums of what was before: the same ones in whatever order the
+    texts come, and in however many blocks.
+    """
 
     changed: dict[str, int] = field(default_factory=dict)
-    samples: list[dict[str, str]] = field(default_factory=list)
-    samples_per_rule: int = 2
+    chosen: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
 
     def note(self, rule: Rule, before: str, after: str) -> None:
         """Count one change."""
-        n = self.changed[rule.name] = self.changed.get(rule.name, 0) + 1
-        if n <= self.samples_per_rule:
+        self.changed[rule.name] = self.changed.get(rule.name, 0) + 1
+        mark = zlib.crc32(before.encode("utf-8"))
+        chosen = self.chosen.setdefault(rule.name, [])
+        if len(chosen) < SAMPLES_PER_RULE or mark < chosen[-1][0]:
             at = next((i for i, (x, y) in enumerate(zip(before, after, strict=False)) if x != y), len(after))
             cut = slice(max(0, at - 40), at + 60)
-            self.samples.append({"rule": rule.name, "before": before[cut], "after": after[cut]})
+            chosen.append((mark, before[cut], after[cut]))
+            self.chosen[rule.name] = fewest(chosen)
 
 
-def clean(text: str, rules: Sequence[Rule] = RULES, tally: Tally | None = None) -> str:
+def fewest(samples: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """The samples that stay, of all that were chosen so far: distinct, by rising checksum."""
+    return sorted(set(samples))[:SAMPLES_PER_RULE]
+
+
+def clean(text: str, rules: Sequence[Rule] = DEFAULT, tally: Tally | None = None) -> str:
     """Apply the rules in order.
 
     Args:
@@ -130,13 +255,28 @@ def clean(text: str, rules: Sequence[Rule] = RULES, tally: Tally | None = None) 
         The cleaned text; it may be empty.
     """
     for rule in rules:
-        if rule.touches.search(text) is None:
+        if not rule.touches(text):
             continue
         after = rule.apply(text)
         if tally is not None and after != text:
             tally.note(rule, text, after)
         text = after
     return text
+
+
+def clean_column(texts: pa.StringArray, rules: Sequence[Rule] = DEFAULT, tally: Tally | None = None) -> pa.StringArray:
+    """``clean`` for every text of a column without nulls, the same to the last byte.
+
+    RE2 finds the texts that some rule's ``guard`` matches; the others no rule would change. Later rules see
+    what earlier ones made of a text, but an untouched text reaches them all as it is.
+    """
+    pattern = "|".join(f"(?:{rule.guard})" for rule in rules)
+    touched = pc.match_substring_regex(texts, pattern)
+    at = np.flatnonzero(touched.to_numpy(zero_copy_only=False))
+    if not len(at):
+        return texts
+    cleaned = [clean(text, rules, tally) for text in texts.take(pa.array(at)).to_pylist()]
+    return pc.replace_with_mask(texts, touched, pa.array(cleaned, texts.type))
 
 
 def select(names: Sequence[str]) -> tuple[Rule, ...]:
@@ -149,3 +289,8 @@ def select(names: Sequence[str]) -> tuple[Rule, ...]:
     if unknown:
         raise ValueError(f"unknown cleaning rule {unknown[0]!r}; the rules are {', '.join(RULE_NAMES)}")
     return tuple(rule for rule in RULES if rule.name in names)
+
+
+def chosen(extra: Sequence[str]) -> tuple[Rule, ...]:
+    """The default rules and the optional ones named, in the order of ``RULES``."""
+    return tuple(rule for rule in RULES if not rule.optional or rule.name in extra)

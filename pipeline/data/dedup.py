@@ -7,13 +7,12 @@ not be trained on), then by source file and row. So the outcome does not depend 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 KEY_BYTES = 16
-PRIORITY = {"test": 0, "validation": 1, "train": 2}
 
 SAME = "exact duplicate"
 CONFLICT = "exact duplicate under another label"
@@ -25,37 +24,66 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(text.casefold().encode("utf-8"), digest_size=KEY_BYTES).digest()
 
 
-def text_keys(texts: Sequence[str]) -> npt.NDArray[np.void]:
-    """``text_key`` of each text, as an array of 16-byte values [rows]."""
-    joined = b"".join(text_key(t) for t in texts)
-    return np.frombuffer(joined, dtype=f"V{KEY_BYTES}")
-
-
-def halves(keys: Sequence[bytes] | npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+def halves_of(keys: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint64]:
     """The two 64-bit halves of each key, [rows, 2]: the first picks the shard, the second the split."""
-    raw = keys.tobytes() if isinstance(keys, np.ndarray) else b"".join(keys)
-    return np.frombuffer(raw, dtype="<u8").reshape(-1, 2)
+    values = np.frombuffer(keys.buffers()[1], dtype="<u8").reshape(-1, 2) if len(keys) else np.empty((0, 2), "<u8")
+    return values[keys.offset : keys.offset + len(keys)]
 
 
-def first_of_each(keys: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Which rows to keep, given rows already in order of preference.
+def first_of_each(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """For each row the first row of the same key, given rows in order of preference.
 
     Args:
-        keys: the key of each row, best row first.
+        keys: [rows, 2], best row first.
 
     Returns:
-        ``keep`` [rows], True for the first row of each key, and ``kept_at`` [rows], the index of the row that
-        stands for this one.
+        Indices [rows]; a row that stands for itself has its own.
     """
-    seen: dict[bytes, int] = {}
-    kept_at = np.empty(len(keys), np.int64)
-    for i, key in enumerate(keys):
-        kept_at[i] = seen.setdefault(key, i)
-    return kept_at == np.arange(len(keys)), kept_at
+    n = len(keys)
+    order = np.lexsort((np.arange(n), keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    starts = np.ones(n, bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = np.empty(n, np.int64)
+    first[order] = order[np.maximum.accumulate(np.where(starts, np.arange(n), 0))]
+    return first
 
 
-def reason(label: str, kept_label: str, split: str, kept_split: str) -> str:
+def settle_conflicts(
+    first: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], sets: npt.NDArray[np.int64], policy: str
+) -> npt.NDArray[np.int64]:
+    """Which row stands for each row when equal texts have several labels.
+
+    Only rows of the best set among equals have a say: a test row is not dropped because a training row
+    contradicts it.
+
+    Args:
+        first: from ``first_of_each``.
+        labels: label id of each row, in the same order.
+        sets: where each row's file belongs, a number per split.
+        policy: 'keep' the first row, the 'majority' label (its first row; a tie is dropped), or 'drop' them all.
+
+    Returns:
+        ``first``, changed where the policy says so: another row of the group, or -1 for the whole group.
+    """
+    disputed = (labels != labels[first]) & (sets == sets[first])
+    if policy == "keep" or not disputed.any():
+        return first
+    standing = first.copy()
+    for head in np.unique(first[disputed]):
+        group = np.flatnonzero(first == head)
+        voters = group[sets[group] == sets[head]]
+        names, votes = np.unique(labels[voters], return_counts=True)
+        winners = names[votes == votes.max()]
+        if policy == "drop" or len(winners) > 1:
+            standing[group] = -1
+        else:
+            standing[group] = voters[labels[voters] == winners[0]][0]
+    return standing
+
+
+def reason(same_label: bool, same_split: bool) -> str:
     """Why a duplicate is worth a second look: another label, another split, or just the same again."""
-    if label != kept_label:
+    if not same_label:
         return CONFLICT
-    return LEAK if split != kept_split else SAME
+    return SAME if same_split else LEAK

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.dedup import halves
+from pipeline.data.dedup import halves_of
 from pipeline.storage import Place
 
 # One row between the passes. 'reason' is null for rows still in the running.
@@ -19,8 +19,7 @@ ROWS = pa.schema(
     [
         ("source", pa.int32()),
         ("row", pa.int64()),
-        ("hint", pa.string()),
-        ("text", pa.large_string()),
+        ("text", pa.string()),
         ("label", pa.string()),
         ("key", pa.binary(16)),
         ("reason", pa.string()),
@@ -31,8 +30,9 @@ ROWS = pa.schema(
 
 def write_part(rows: pa.Table, buckets: int, place: Place) -> None:
     """Write rows (schema ``ROWS``) as one file with a record batch per bucket."""
-    keys = b"".join(rows["key"].to_pylist())
-    bucket = (halves([keys])[:, 0] % np.uint64(buckets)).astype(np.int64)
+    rows = rows.combine_chunks()
+    key = rows["key"].chunk(0) if rows.num_rows else pa.array([], pa.binary(16))
+    bucket = (halves_of(key)[:, 0] % np.uint64(buckets)).astype(np.int64)
     order = np.argsort(bucket, kind="stable")
     counts = np.bincount(bucket, minlength=buckets)
     ordered = rows.take(pa.array(order)).combine_chunks()
@@ -43,7 +43,7 @@ def write_part(rows: pa.Table, buckets: int, place: Place) -> None:
             piece = ordered.slice(start, count).combine_chunks()
             writer.write_batch(piece.to_batches()[0] if count else _empty())
             start += count
-    place.write_bytes(sink.getvalue())
+    place.write_bytes(sink.getvalue(), durable=False)
 
 
 def read_bucket(folder: Place, bucket: int) -> pa.Table:

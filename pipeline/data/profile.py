@@ -90,6 +90,18 @@ def warnings(classes: Mapping[str, Mapping[str, int]], rejected_labels: Mapping[
     return said
 
 
+def label_collisions(labels: Sequence[str]) -> list[str]:
+    """Sentences about labels that differ only by case or white space, most likely one class written in two ways."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(" ".join(label.casefold().split()), []).append(label)
+    return [
+        f"labels {', '.join(repr(n) for n in names)} differ only by case or white space: one class, written twice?"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
 def _names(labels: Sequence[str]) -> str:
     shown = ", ".join(f"'{label}'" for label in labels[:5])
     more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""

@@ -1,52 +1,45 @@
-"""Readers: a file of any supported format becomes chunks of ``(row, text, label, error)``.
+"""Sources: which files a job reads, a look at each before any work starts, and their rows in chunks.
 
 A row the parser cannot read does not end the job: it comes out with its line number and an ``error``.
 Mistakes about the whole file (not there, empty, binary, a column that is not in it) are ``UserError``s
-raised by ``check`` before any work starts.
+raised by ``check``.
 """
 
 from __future__ import annotations
 
-import codecs
-import io
+import hashlib
 import json
+import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config import DataConfig
-from pipeline.data.lines import Line, Record, delimited, lines
-from pipeline.errors import UserError
-from pipeline.storage import Place
-
-CHUNK_ROWS = 4096
-CHUNK_CHARS = 4 << 20
-
-_Row = tuple[int, str | None, str | None, str | None]
-
-CHUNK = pa.schema([("row", pa.int64()), ("text", pa.string()), ("label", pa.string()), ("error", pa.string())])
+from pipeline.data import parsers
+from pipeline.data.lines import line_blocks
+from pipeline.errors import UserError, WorkFailed
+from pipeline.storage import Place, expand, identity
 
 FORMATS = {
-    ".csv": "csv", ".tsv": "tsv", ".tab": "tab", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tab", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
     ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
-# Orange's .tab files carry two more header lines: types, then roles.
-_ORANGE_TYPES = {"d", "c", "s", "t", "string", "discrete", "continuous", "time", "class", "meta", ""}
+# What decompressors raise on a file that breaks off or is damaged.
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input file.
+    """One input file, or one folder of ``.txt`` files.
 
     Attributes:
         uri: path or URI.
         name: what row ids start with; unique among the sources of a job.
         split: 'train' (what is missing is split off it), 'validation' or 'test'.
-        format: csv, tsv, tab, jsonl or parquet.
-        size: bytes.
+        format: csv, tsv, tab, json, jsonl, parquet or txt.
+        size: bytes, as they lie on the disk.
     """
 
     uri: str
@@ -56,18 +49,63 @@ class Source:
     size: int
 
 
+def find(patterns: Sequence[tuple[str, str]], config: DataConfig) -> list[Source]:
+    """The sources that patterns stand for, each looked at closely enough to refuse what cannot work.
+
+    Args:
+        patterns: pairs of a file, folder, glob or URI and the split it belongs to. A folder whose files are all
+            ``.txt`` is one source per sub-folder, named like its class.
+        config: the data section.
+
+    Raises:
+        UserError: a file is missing, empty, binary, in an unknown format, named twice, or lacks a column.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for pattern, split in patterns:
+        files = expand(pattern)
+        texts = config.format in ("auto", "txt") and all(f.lower().endswith(".txt") for f in files)
+        folders = dict.fromkeys(f.rsplit("/", 1)[0] for f in files)
+        for uri in folders if texts and Place.of(pattern).uri not in folders else files:
+            if uri in found:
+                raise UserError(f"{uri} is named twice among data.train, data.validation and data.test")
+            found[uri] = (split, "txt" if uri in folders else format_of(uri, config.format))
+    names = [uri.rsplit("/", 1)[-1] for uri in found]
+    sources = []
+    for name, (uri, (split, kind)) in zip(names, found.items(), strict=True):
+        place = Place.of(uri)
+        size = sum(f.info().size for f in place.files(".txt")) if kind == "txt" else place.info().size
+        sources.append(Source(uri, name if names.count(name) == 1 else uri, split, kind, size))
+        check(sources[-1], config)
+    return sources
+
+
+def content(source: Source) -> str:
+    """A short string that changes when the content of a source does."""
+    if source.format != "txt":
+        return identity(source.uri)
+    files = Place.of(source.uri).files(".txt")
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(f"{file.name}|{identity(file.uri)}\n".encode())
+    return digest.hexdigest()
+
+
 def format_of(uri: str, wanted: str) -> str:
-    """The format of a file: as wanted, or by its name.
+    """The format of a file: as wanted, or by its name (what compresses it left away).
 
     Raises:
         UserError: the name tells nothing.
     """
     if wanted != "auto":
         return wanted
-    suffix = "." + uri.rsplit(".", 1)[-1].lower() if "." in uri.rsplit("/", 1)[-1] else ""
+    name = uri.rsplit("/", 1)[-1].lower()
+    for suffix in parsers.COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    suffix = "." + name.rsplit(".", 1)[-1] if "." in name else ""
     if suffix not in FORMATS:
         raise UserError(
-            f"{uri}: cannot tell the format from the name; say --set data.format=csv (or tsv, tab, jsonl, parquet)"
+            f"{uri}: cannot tell the format from the name; say --set data.format=csv (or tsv, tab, json, jsonl, "
+            "parquet)"
         )
     return FORMATS[suffix]
 
@@ -80,264 +118,118 @@ def check(source: Source, config: DataConfig) -> list[str]:
     """
     if source.size == 0:
         raise UserError(f"{source.uri} is empty")
+    if source.format == "txt":
+        return []
     if source.format == "parquet":
-        columns = _parquet_columns(source, (*config.text, config.label))
+        schema = parsers.parquet_schema(source.uri)
+        columns = list(schema.names)
+        for field in schema:
+            if field.name in parsers.wanted_columns(config) and pa.types.is_nested(field.type):
+                raise UserError(f"{source.uri}: column '{field.name}' of type {field.type} cannot be read as text")
     else:
-        with Place.of(source.uri).open_input() as f:
-            head = f.read(1 << 16)
-        if b"\x00" in head and not config.encoding.lower().startswith("utf-16"):
-            what = "a Parquet file" if head[:4] == b"PAR1" else "binary, not text"
-            raise UserError(f"{source.uri} is {what}: it was read as {source.format} (see data.format)")
-        if not head.strip():
-            raise UserError(f"{source.uri} holds only white space")
-        try:
-            columns = _jsonl_columns(source, config) if source.format == "jsonl" else _header(source, config)[0]
-        except LookupError as e:
-            raise UserError(f"data.encoding: {config.encoding!r} is not an encoding Python knows") from e
-        except ValueError as e:  # UnicodeError among them
-            raise UserError(f"{source.uri} cannot be read as {config.encoding} (data.encoding): {e}") from e
-    for column in (*config.text, config.label):
+        columns = _text_columns(source, config)
+    for column in parsers.wanted_columns(config):
         if columns.count(column) > 1:
             raise UserError(f"{source.uri} has {columns.count(column)} columns named '{column}': rename all but one")
         if column not in columns:
             shown = ", ".join(c.encode("utf-8", "backslashreplace").decode() for c in columns)
-            flag = "data.label (--label)" if column == config.label else "data.text (--text)"
+            flags = {config.label: "data.label (--label)", config.fill_from: "data.fill_from"}
+            flag = "data.text (--text)" if column in config.text else flags[column]
             raise UserError(f"{source.uri} has no column '{column}'; its columns are: {shown}. Choose with {flag}")
     return columns
 
 
-def read(source: Source, config: DataConfig) -> Iterator[pa.Table]:
-    """Read a file in chunks.
-
-    Yields:
-        Tables with the schema ``CHUNK``: ``row`` is the 1-based line (text formats) or row (Parquet); ``text``
-        the text columns joined by a space; ``error`` says why a row could not be read.
-    """
-    if source.format == "parquet":
-        yield from _read_parquet(source, config)
-        return
-    rows = _read_jsonl(source, config) if source.format == "jsonl" else _read_delimited(source, config)
-    chunk: list[tuple[int, str | None, str | None, str | None]] = []
-    chars = 0
-    for row in rows:
-        chunk.append(row)
-        chars += len(row[1] or "")
-        if len(chunk) >= CHUNK_ROWS or chars >= CHUNK_CHARS:
-            yield _table(chunk)
-            chunk, chars = [], 0
-    if chunk:
-        yield _table(chunk)
-
-
-def _table(rows: Sequence[tuple[int, str | None, str | None, str | None]]) -> pa.Table:
-    columns = list(zip(*rows, strict=True))
-    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, CHUNK, strict=True)], schema=CHUNK)
-
-
-def _join(values: Sequence[Any]) -> str | None:
-    parts = [v for v in values if v is not None and v.strip()]
-    return " ".join(parts) if parts else None
-
-
-def _text_stream(source: Source, config: DataConfig) -> Any:
-    encoding = "utf-8-sig" if config.encoding.lower() in ("utf-8", "utf8") else config.encoding
-    return io.TextIOWrapper(Place.of(source.uri).open_input(), encoding=encoding, errors=_MARK, newline="")
-
-
-_MARK = "broadsheet-mark"
-
-
-def _mark(error: UnicodeError) -> tuple[str, int]:
-    """Undecodable bytes become one lone surrogate, so that the row that holds them can be named.
-
-    ``surrogateescape`` does so too, but gives up on a byte below 0x80, as UTF-16 and UTF-32 can hold.
-    """
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return chr(0xDC00 + error.object[error.start]), error.end
-
-
-codecs.register_error(_MARK, _mark)
-
-
-def _undecodable(text: str, encoding: str) -> str | None:
-    """The error of a text that carries undecodable bytes (lone surrogates), or None."""
+def _text_columns(source: Source, config: DataConfig) -> list[str]:
+    packed = parsers.compression(source.uri)
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        bad = ord(text[e.start])
-        return f"byte 0x{bad - 0xDC00:02x} is not {encoding}" if 0xDC00 <= bad <= 0xDCFF else "lone surrogate"
-    return None
+        with Place.of(source.uri).open_input(packed) as f:
+            head = f.read(1 << 16)
+    except DAMAGED as e:
+        what = f"a {packed} file" if packed else "readable"
+        raise UserError(f"{source.uri} is not {what}: {str(e).splitlines()[0]}") from e
+    if b"\x00" in head and not config.encoding.lower().startswith(("utf-16", "utf-32")):
+        what = "a Parquet file" if head[:4] == b"PAR1" else "binary, not text"
+        raise UserError(f"{source.uri} is {what}: it was read as {source.format} (see data.format)")
+    if not head.strip():
+        raise UserError(f"{source.uri} holds only white space")
+    try:
+        if source.format in ("json", "jsonl"):
+            return _json_columns(source, config)
+        return parsers.header(source.uri, source.format, config)[0]
+    except LookupError as e:
+        raise UserError(f"data.encoding: {config.encoding!r} is not an encoding Python knows") from e
+    except UnicodeError as e:
+        raise UserError(f"{source.uri} cannot be read as {config.encoding} (data.encoding): {e}") from e
+    except DAMAGED as e:
+        raise UserError(f"{source.uri} cannot be read: {str(e).splitlines()[0]}") from e
 
 
-# --- csv, tsv, tab ----------------------------------------------------------------------------------------
+def is_array(source: Source, config: DataConfig) -> bool:
+    """Whether a JSON file is one array rather than an object per line."""
+    if source.format not in ("json", "jsonl"):
+        return False
+    with parsers.text_stream(source.uri, config) as stream:
+        return stream.read(1 << 16).lstrip().startswith("[")
 
 
-def _records(source: Source, config: DataConfig) -> Iterator[Record]:
-    with _text_stream(source, config) as stream:
-        if source.format == "csv":
-            yield from delimited(lines(stream), delimiter=",", quoted=True)
-        else:  # tab-separated files have no quoting: a quotation mark is a character like any other
-            yield from delimited(lines(stream), delimiter="\t", quoted=False)
-
-
-def _header(source: Source, config: DataConfig) -> tuple[list[str], int]:
-    """Column names and the number of records to skip before the first row."""
-    head: list[list[str]] = []
-    for record in _records(source, config):
-        head.append(record.fields or [])
-        if len(head) == 3:
-            break
-    if config.columns:
-        if head and len(head[0]) != len(config.columns):
-            raise UserError(
-                f"{source.uri}: data.columns names {len(config.columns)} columns, "
-                f"its first line has {len(head[0])} fields"
-            )
-        return list(config.columns), 0
-    columns = [c.strip() for c in head[0]] if head else []
-    # Only header lines hold nothing but type words; a label "d" would still need the text to be "string".
-    orange = source.format == "tab" and len(head) > 1 and all(c.strip() in _ORANGE_TYPES for c in head[1])
-    return columns, 3 if orange else 1
-
-
-def _read_delimited(source: Source, config: DataConfig) -> Iterator[tuple[int, str | None, str | None, str | None]]:
-    columns, skip = _header(source, config)
-    text_at = [columns.index(c) for c in config.text]
-    label_at = columns.index(config.label)
-    for i, record in enumerate(_records(source, config)):
-        if i < skip:
-            continue
-        fields = record.fields
-        if fields is None:
-            yield record.line, None, None, record.error
-        elif len(fields) != len(columns):
-            yield record.line, None, None, f"{len(fields)} fields where the header has {len(columns)}"
-        else:
-            error = next((e for f in fields if (e := _undecodable(f, config.encoding))), None)
-            if error:
-                yield record.line, None, None, error
-            else:
-                yield record.line, _join([fields[k] for k in text_at]), fields[label_at], None
-
-
-# --- json lines -------------------------------------------------------------------------------------------
-
-
-def _jsonl_columns(source: Source, config: DataConfig) -> list[str]:
+def _json_columns(source: Source, config: DataConfig) -> list[str]:
     names: dict[str, None] = {}
-    with _text_stream(source, config) as stream:
-        for seen, line in enumerate(lines(stream)):
-            if seen == 0 and line.text.lstrip().startswith("["):
-                raise UserError(f"{source.uri} is a JSON array: write one object per line (JSON lines)")
-            row, _ = _object(line, config)
-            names.update(dict.fromkeys(row or ()))
+    with parsers.text_stream(source.uri, config) as stream:
+        if is_array(source, config):
+            rows = parsers.json_elements(stream, config)
+        else:
+            rows = (row for block in line_blocks(stream) for row in parsers.json_lines(block, config))
+        for seen, (_, row, _) in enumerate(rows):
+            names.update(dict.fromkeys(row if isinstance(row, dict) else ()))
             if seen >= 100:
                 break
     if not names:
-        raise UserError(f"{source.uri}: none of its first lines is a JSON object")
+        whole = f"; {_first_line(source, config)}" if source.format == "json" else ""
+        raise UserError(f"{source.uri}: none of its first lines or elements is a JSON object{whole}")
     return list(names)
 
 
-def _object(line: Line, config: DataConfig) -> tuple[dict[str, Any] | None, str | None]:
-    if line.error or (error := _undecodable(line.text, config.encoding)):
-        return None, line.error or error
+def _first_line(source: Source, config: DataConfig) -> str:
+    with parsers.text_stream(source.uri, config) as stream:
+        return f"it begins with {json.dumps(stream.read(40), ensure_ascii=False)}"
+
+
+def read(source: Source, config: DataConfig) -> Iterator[pa.Table]:
+    """Read a source in chunks of about a megabyte.
+
+    Yields:
+        Tables with the schema ``parsers.CHUNK``: ``row`` is the 1-based line (csv, tsv, tab, JSON lines) or position;
+        ``text`` the text columns joined by a space; ``error`` says why a row could not be read. A file that breaks
+        off in the middle (a damaged archive) ends with such a row.
+    """
+    last = 0
     try:
-        row = json.loads(line.text)
-    except (json.JSONDecodeError, RecursionError) as e:
-        return None, f"not JSON: {e.msg}" if isinstance(e, json.JSONDecodeError) else "not JSON: nested too deep"
-    except ValueError as e:
-        return None, f"not JSON: {e}"
-    return (row, None) if isinstance(row, dict) else (None, "not a JSON object")
+        for chunk in _chunks(source, config):
+            last = chunk["row"][-1].as_py()
+            yield chunk
+    except DAMAGED as e:
+        if not _is_damage(e):  # a disk or a network that failed: the rows are there, and must not be lost
+            raise WorkFailed(f"{source.uri} cannot be read: {str(e).splitlines()[0]}") from e
+        columns = [pa.nulls(1, pa.string())] * len(parsers.wanted_columns(config))
+        reason = f"the file breaks off here: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+        yield parsers.table([last + 1], columns, {0: reason}, config)
+    except UnicodeError as e:
+        raise UserError(f"{source.uri} is not in the encoding it is read as (data.encoding): {e}") from e
 
 
-def _read_jsonl(source: Source, config: DataConfig) -> Iterator[tuple[int, str | None, str | None, str | None]]:
-    with _text_stream(source, config) as stream:
-        for line in lines(stream):
-            if not line.text.strip() and not line.error:
-                continue
-            row, error = _object(line, config)
-            if row is None:
-                yield line.number, None, None, error
-                continue
-            values = [row.get(c) for c in (*config.text, config.label)]
-            if any(isinstance(v, (dict, list)) for v in values):
-                yield line.number, None, None, "text or label is not a plain value"
-                continue
-            strings = [None if v is None else _plain(v) for v in values]
-            if any(v is not None and _undecodable(v, "text") for v in strings):
-                yield line.number, None, None, "lone surrogate in a string"
-                continue
-            yield line.number, _join(strings[:-1]), strings[-1], None
+def _is_damage(error: Exception) -> bool:
+    words = ("zlib", "zstd", "bz2", "compress", "inflate", "crc", "end of stream")
+    return not isinstance(error, OSError) or any(word in str(error).lower() for word in words)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return value if isinstance(value, str) else str(value)
-
-
-# --- parquet ----------------------------------------------------------------------------------------------
-
-
-def _parquet_columns(source: Source, wanted: Sequence[str]) -> list[str]:
-    try:
-        with Place.of(source.uri).open_random() as f:
-            schema = pq.ParquetFile(f).schema_arrow
-    except (pa.ArrowInvalid, OSError) as e:
-        raise UserError(f"{source.uri} is not a Parquet file: {str(e).splitlines()[0]}") from e
-    for field in schema:
-        if field.name in wanted and pa.types.is_nested(field.type):
-            raise UserError(f"{source.uri}: column '{field.name}' of type {field.type} cannot be read as text")
-    return list(schema.names)
-
-
-def _read_parquet(source: Source, config: DataConfig) -> Iterator[pa.Table]:
-    wanted = [*config.text, config.label]
-    first = 1
-    with Place.of(source.uri).open_random() as f:
-        for batch in pq.ParquetFile(f).iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
-            columns = [_strings(batch.column(c), c, source) for c in wanted]
-            errors: list[str | None] = [None] * batch.num_rows
-            for _, bad in columns:
-                for at, error in bad.items():
-                    errors[at] = error
-            texts = [_join(values) for values in zip(*(values for values, _ in columns[:-1]), strict=True)]
-            yield pa.table(
-                [
-                    pa.array(range(first, first + batch.num_rows), pa.int64()),
-                    pa.array([None if e else t for t, e in zip(texts, errors, strict=True)], pa.string()),
-                    pa.array([None if e else v for v, e in zip(columns[-1][0], errors, strict=True)], pa.string()),
-                    pa.array(errors, pa.string()),
-                ],
-                schema=CHUNK,
-            )
-            first += batch.num_rows
-
-
-def _strings(column: pa.Array, name: str, source: Source) -> tuple[list[str | None], dict[int, str]]:
-    """The values of a column as strings, and the error of each value that is none."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_floating(column.type):  # integer labels that pandas widened because some were missing
-        return [None if v is None or v != v else _plain(v) for v in column.to_pylist()], {}
-    try:
-        strings = column.cast(pa.string())
-        strings.validate(full=True)  # a writer can put any bytes into a string column
-        return strings.to_pylist(), {}
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-        if not (pa.types.is_binary(column.type) or pa.types.is_string(column.type) or _is_large(column.type)):
-            raise UserError(f"{source.uri}: column '{name}' of type {column.type} cannot be read as text") from e
-    values: list[str | None] = []
-    bad: dict[int, str] = {}
-    for at, raw in enumerate(column.cast(pa.large_binary()).to_pylist()):
-        try:
-            values.append(None if raw is None else raw.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            values.append(None)
-            bad[at] = f"byte 0x{raw[e.start]:02x} of column '{name}' is not utf-8"
-    return values, bad
-
-
-def _is_large(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_large_binary(kind) or pa.types.is_large_string(kind))
+def _chunks(source: Source, config: DataConfig) -> Iterator[pa.Table]:
+    match source.format:
+        case "parquet":
+            return parsers.read_parquet(source.uri, config)
+        case "txt":
+            return parsers.read_txt_folder(source.uri, config)
+        case "json" | "jsonl":
+            array = is_array(source, config)
+            return (parsers.read_json_array if array else parsers.read_json_lines)(source.uri, config)
+        case _:
+            return parsers.read_delimited(source.uri, source.format, config)

@@ -9,6 +9,7 @@ UNKNOWN_LABEL = "unknown label"
 EMPTY = "empty after cleaning"
 TOO_SHORT = "too short"
 NOT_IN_TRAIN = "label not in train"
+DISPUTED = "conflicting labels"
 
 REASONS = {
     UNREADABLE: "the parser could not read the row; 'detail' says why",
@@ -18,24 +19,9 @@ REASONS = {
     EMPTY: "nothing was left after the cleaning rules",
     TOO_SHORT: "fewer characters than data.min_chars after cleaning",
     NOT_IN_TRAIN: "the label occurs in validation or test only: no model could learn it",
+    DISPUTED: "the same text stands under several labels, and data.conflicts says to drop it",
 }
 
-
-def reason_for(text: str, raw: str | None, label: str | None, min_chars: int) -> str | None:
-    """The reason to reject a cleaned row, or None to keep it.
-
-    Args:
-        text: the cleaned text.
-        raw: the text as read; None or blank where it was missing.
-        label: the label as read and named; None where it was missing.
-        min_chars: the shortest text kept.
-    """
-    if raw is None or not raw.strip():
-        return MISSING_TEXT
-    if label is None:
-        return MISSING_LABEL
-    if not text:
-        return EMPTY
-    if len(text) < min_chars:
-        return TOO_SHORT
-    return None
+# The stage that found each reason.
+STAGES = {reason: "label" if "label" in reason else "read" for reason in REASONS}
+STAGES |= {EMPTY: "clean", TOO_SHORT: "clean", DISPUTED: "duplicates"}

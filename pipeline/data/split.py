@@ -9,7 +9,7 @@ with the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,22 +65,28 @@ def class_bounds(
     return bound(tests), bound(tests + validations)
 
 
+Bounds = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
+
+
+def as_arrays(labels: Sequence[str], bounds: Mapping[str, tuple[int, int]]) -> Bounds:
+    """The bounds of all classes, [labels] each; a class without bounds stays whole in train."""
+    pairs = [bounds.get(label, (0, 0)) for label in labels]
+    # 2**64 does not fit: the largest hash of all is then left to train, one text in 10**19.
+    test, validation = (np.array([min(p[i], 2**64 - 1) for p in pairs], np.uint64) for i in (0, 1))
+    return test, validation
+
+
 def assign(
-    labels: list[str], hashes: npt.NDArray[np.uint64], hints: list[str], bounds: Mapping[str, tuple[int, int]]
-) -> list[str]:
-    """The split of each row.
+    labels: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint64], sets: npt.NDArray[np.int64], bounds: Bounds
+) -> npt.NDArray[np.int64]:
+    """The split of each row, as an index into ``profile.SPLITS``.
 
     Args:
-        labels: the class of each row.
-        hashes: the split hash of each row, [rows].
-        hints: where the row's file belongs: 'validation' and 'test' stay; 'train' is split by ``bounds``.
-        bounds: from ``HashSketch.bounds``.
+        labels: label id of each row.
+        hashes: the split hash of each row.
+        sets: where the row's file belongs: validation and test stay; train is split by ``bounds``.
+        bounds: from ``as_arrays``.
     """
-    splits = []
-    for label, value, hint in zip(labels, hashes.tolist(), hints, strict=True):
-        if hint != "train":
-            splits.append(hint)
-            continue
-        test, validation = bounds[label]
-        splits.append("test" if value < test else "validation" if value < validation else "train")
-    return splits
+    test, validation = (b[labels] for b in bounds)
+    drawn = np.where(hashes < test, 2, np.where(hashes < validation, 1, 0))
+    return np.where(sets == 0, drawn, sets)

@@ -43,6 +43,14 @@ class TextTokenizer:
         self._tokenizer.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
         self._cache = self._word_cache(file)
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        self._unknown = self._tokenizer.token_to_id(name) if name else None
+
+    def unknown(self, ids: pa.ListArray) -> int:
+        """How many of the ids stand for words or characters that the vocabulary does not have."""
+        if self._unknown is None or not len(ids):
+            return 0
+        return int((ids.flatten().to_numpy() == self._unknown).sum())
 
     def _word_cache(self, file: Path) -> _Framed | None:
         from tokenizers import Tokenizer

@@ -17,10 +17,10 @@ from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data.prepare import write_parquet
 from pipeline.data.prepared import Prepared
-from pipeline.data.read import Source, check, format_of, read
+from pipeline.data.read import content, find, read
 from pipeline.errors import UserError
 from pipeline.evaluate.classifier import Classifier
-from pipeline.storage import Place, expand, identity
+from pipeline.storage import Place
 from pipeline.train import checkpoint
 
 SLICE_ROWS = 1024
@@ -134,7 +134,7 @@ def classify_block(classifier: Classifier, block: pa.Table, names: list[str]) ->
 
     Args:
         classifier: the model.
-        block: columns ``source`` and those of ``read.CHUNK``.
+        block: columns ``source`` and those of ``parsers.CHUNK``.
         names: of the sources, for row ids.
 
     Returns:
@@ -185,14 +185,8 @@ def predict_files(
     card = checkpoint.read_card(where)
     text = config.data.text if config.data.text != ("text",) else tuple(card["text"])
     # There is no label to read: the first text column stands in for it, and is ignored.
-    data = config.data.model_copy(update={"text": text, "label": text[0]})
-    uris = [u for p in patterns for u in expand(p)]
-    names = [u.rsplit("/", 1)[-1] for u in uris]
-    sources = []
-    for uri, name in zip(uris, names, strict=True):
-        unique = name if names.count(name) == 1 else uri
-        sources.append(Source(uri, unique, "test", format_of(uri, data.format), Place.of(uri).info().size))
-        check(sources[-1], data)
+    data = config.data.model_copy(update={"text": text, "label": text[0], "fill_from": ""})
+    sources = find([(pattern, "test") for pattern in patterns], data)
     if out.exists() and (out.is_file() or out.files()):
         raise UserError(f"--out {out} is not an empty folder: name a new one")
     have = cluster.connect(address)
@@ -221,6 +215,6 @@ def predict_files(
         for row in written.iter_rows():
             total = {k: v + row[k] for k, v in total.items()}
             progress.update(total["rows"])
-    facts = {**total, "checkpoint": str(where), "inputs": {s.name: identity(s.uri) for s in sources}}
+    facts = {**total, "checkpoint": str(where), "inputs": {s.name: content(s) for s in sources}}
     (out / "_SUCCESS.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
     return {**total, "out": str(out)}

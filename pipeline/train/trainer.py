@@ -216,7 +216,8 @@ def _fit(config: Config, prepared: Prepared, model: ModelSource, layout: cluster
     follower.start()
     settings = job(config, prepared, model, layout, work / f"initial-{mark}", queue)
     try:
-        return torch_trainer(config, layout, work, mark, settings, []).fit()
+        with cluster.pinned():
+            return torch_trainer(config, layout, work, mark, settings, []).fit()
     except BaseException as e:
         ours = cluster.our_error(e)
         if ours is not None:

@@ -14,7 +14,7 @@ from pipeline.storage import Place
 def rows(numbers: list[int], source: int = 0) -> pa.Table:
     n = len(numbers)
     texts = [f"text {i % 10}" for i in numbers]
-    columns = [[source] * n, numbers, ["train"] * n, texts, ["a"] * n, [text_key(t) for t in texts], [None] * n,
+    columns = [[source] * n, numbers, texts, ["a"] * n, [text_key(t) for t in texts], [None] * n,
                [None] * n]  # fmt: skip
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, ROWS, strict=True)], schema=ROWS)
 

@@ -9,12 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import lines as module
-from pipeline.data.lines import delimited, lines
+from pipeline.data.lines import NEVER_CLOSED, delimited, line_blocks
+
+Record = tuple[int, "list[str] | None", "str | None"]
 
 
-def records(text: str, delimiter: str = ",", quoted: bool = True) -> list[tuple[int, list[str] | None, str | None]]:
-    stream = io.StringIO(text, newline="")
-    return [(r.line, r.fields, r.error) for r in delimited(lines(stream), delimiter, quoted)]
+def records(text: str, delimiter: str = ",", quoted: bool = True) -> list[Record]:
+    got: list[Record] = []
+    for block in delimited(line_blocks(io.StringIO(text, newline="")), delimiter, quoted):
+        got += [(n, row, None) for n, row in zip(block.numbers, block.rows, strict=True)]
+        got += [(n, None, reason) for n, reason in block.bad]
+    return sorted(got, key=lambda r: r[0])
 
 
 def test_quoted_fields_may_span_lines_and_blank_lines_are_no_records() -> None:
@@ -42,7 +47,7 @@ def test_text_after_a_closing_quote_costs_its_line_only() -> None:
 def test_a_quote_is_given_up_after_so_many_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_RECORD_LINES", 3)
     got = records('"open\n' + "a,b\n" * 10)
-    assert got[0] == (1, None, "a quotation mark is never closed")
+    assert got[0] == (1, None, NEVER_CLOSED)
     assert [line for line, fields, _ in got[1:] if fields == ["a", "b"]] == list(range(2, 12))
 
 
@@ -55,6 +60,26 @@ def test_too_long_line_is_skipped_and_counted_once(monkeypatch: pytest.MonkeyPat
     got = records("a,b\n" + "x" * 23 + "\nc,d\nlong,long")
     assert [(line, fields) for line, fields, _ in got] == [(1, ["a", "b"]), (2, None), (3, ["c", "d"]), (4, None)]
     assert got[1][2] == "line longer than 5 characters"
+
+
+@given(st.text(alphabet='a,"\n\r\x00 ', max_size=60), st.integers(1, 20), st.sampled_from([2, 5_000]))
+@settings(max_examples=500, deadline=None)
+def test_block_ends_change_nothing(text: str, size: int, most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_RECORD_LINES", most)
+        whole = records(text)
+        patch.setattr(module, "BLOCK_CHARS", size)
+        assert records(text) == whole
+
+
+@given(st.text(alphabet="a,\n\r", max_size=60), st.integers(1, 20))
+@settings(max_examples=300, deadline=None)
+def test_long_lines_are_the_same_ones_in_any_blocks(text: str, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_LINE_CHARS", 6)
+        whole = records(text)
+        patch.setattr(module, "BLOCK_CHARS", size)
+        assert records(text) == whole
 
 
 @given(st.text(alphabet='a,"\n\r\x00 ', max_size=60))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import load
-from pipeline.data import read as module
-from pipeline.data.read import CHUNK, Source, check, format_of, read
+from pipeline.data import lines as module
+from pipeline.data.parsers import CHUNK
+from pipeline.data.read import Source, check, content, find, format_of, read
 from pipeline.errors import UserError
 
 
@@ -24,7 +27,7 @@ def read_rows(path: Path, format: str, **data: Any) -> list[tuple[int, str | Non
     check(source, config)
     tables = list(read(source, config))
     assert all(t.schema == CHUNK for t in tables)
-    return [tuple(row.values()) for t in tables for row in t.to_pylist()]  # type: ignore[misc]
+    return [tuple(row.values())[:4] for t in tables for row in t.to_pylist()]
 
 
 def rows_of(folder: Path, content: bytes, format: str = "csv", **data: Any) -> list[Any]:
@@ -76,8 +79,7 @@ def test_parquet_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ("tsv", b"a\x00b\tc\n", "is binary, not text"),
         ("csv", b"Title,class\na,b\n", "no column 'text'; its columns are: Title, class. Choose with data.text"),
         ("csv", b"text,class\na,b\n", "no column 'label'; its columns are: text, class. Choose with data.label"),
-        ("jsonl", b'[{"text": "a", "label": 1}]', "is a JSON array"),
-        ("jsonl", b"hello\n1\n", "none of its first lines is a JSON object"),
+        ("jsonl", b"hello\n1\n", "none of its first lines or elements is a JSON object"),
         ("jsonl", b'{"text": 1}\n{"body": 2}\n', "its columns are: text, body"),
         ("parquet", b"text,label\na,b\n", "is not a Parquet file"),
     ],
@@ -122,7 +124,7 @@ def test_bad_rows_keep_their_line_numbers_and_cost_nothing_else(tmp_path: Path) 
         (7, None, None, "3 fields where the header has 2"),
     ]
     assert got[4][:3] == (8, None, None)
-    assert got[5:] == [(9, "d", "1", None), (10, None, "1", None)]
+    assert got[5:] == [(9, "d", "1", None), (10, "", "1", None)]
 
 
 def test_bad_json_rows(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_orange_tab_has_three_header_lines(tmp_path: Path) -> None:
 
 
 def test_chunks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(module, "BLOCK_CHARS", 12)
     path = tmp_path / "x.csv"
     path.write_text("text,label\n" + "a,b\n" * 7)
     tables = list(read(Source(str(path), "x", "train", "csv", 1), load().data))
@@ -174,10 +176,88 @@ def test_format_goes_by_the_name_unless_told() -> None:
             format_of(uri, "auto")
 
 
-HEAD = {"csv": b"text,label\n", "tsv": b"text\tlabel\n", "jsonl": b'{"text": "a", "label": "b"}\n'}
+JSON_ROWS = [{"text": "a", "label": 1}, {"label": "2", "text": "b"}]
+
+
+def test_a_json_array_is_read_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [(1, "a", "1", None), (2, "b", "2", None)]
+    for indent in (None, 2):
+        assert rows_of(tmp_path, json.dumps(JSON_ROWS, indent=indent).encode(), "json") == whole
+    assert rows_of(tmp_path, "\n".join(map(json.dumps, JSON_ROWS)).encode(), "json") == whole
+    got = rows_of(tmp_path, b'[{"text": "a", "label": 1}, {"text": oops}, {"text": "c", "label": 3}, 7]', "json")
+    assert [(n, text, label) for n, text, label, _ in got] == [
+        (1, "a", "1"),
+        (2, None, None),
+        (3, "c", "3"),
+        (4, None, None),
+    ]
+    assert (got[1][3] or "").startswith("not JSON")
+    assert got[3][3] == "not a JSON object"
+    many = [{"text": f"text {i} " * (i % 50), "label": i % 3} for i in range(60_000)]
+    (tmp_path / "many.json").write_text(json.dumps(many))
+    read_back = read_rows(tmp_path / "many.json", "json")
+    assert [r[0] for r in read_back] == list(range(1, 60_001))
+    assert [r[1] for r in read_back] == [m["text"] for m in many]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2"])
+def test_compressed_files(tmp_path: Path, suffix: str) -> None:
+    kind = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}[suffix]
+    generator = random.Random(1)
+    rows = "".join(f"{generator.getrandbits(400):x},{i % 2}\n" for i in range(60_000))
+    path = tmp_path / f"x.csv.{suffix}"
+    with pa.output_stream(path, compression=kind) as f:
+        f.write(f"text,label\n{rows}".encode())
+    assert format_of(str(path), "auto") == "csv"
+    whole = read_rows(path, "csv")
+    assert len(whole) == 60_000
+    path.write_bytes(path.read_bytes()[:-2000])
+    got = read_rows(path, "csv")
+    assert 5_000 < len(got) < 60_000
+    assert got[:-1] == whole[: len(got) - 1]
+    assert (got[-1][3] or "").startswith("the file breaks off here")
+    path.write_bytes(b"text,label\na,b\n")
+    with pytest.raises(UserError, match=f"is not a {kind} file"):
+        read_rows(path, "csv")
+
+
+def test_a_folder_of_class_folders(tmp_path: Path) -> None:
+    for label, texts in {"sport": ["a goal", ""], "money": ["a bank\nfails"]}.items():
+        (tmp_path / "news" / label).mkdir(parents=True)
+        for i, text in enumerate(texts):
+            (tmp_path / "news" / label / f"{i}.txt").write_text(text)
+    (tmp_path / "news" / "sport" / "9.txt").write_bytes(b"\xff")
+    config = load().data
+    sources = find([(str(tmp_path / "news"), "train")], config)
+    assert [(s.name, s.format) for s in sources] == [("money", "txt"), ("sport", "txt")]
+    rows = [row for s in sources for t in read(s, config) for row in t.to_pylist()]
+    assert [(r["row"], r["text"], r["label"], r["error"]) for r in rows] == [
+        (1, "a bank\nfails", "money", None),
+        (1, "a goal", "sport", None),
+        (2, "", "sport", None),
+        (3, None, None, "9.txt: byte 0xff is not utf-8"),
+    ]
+    before = content(sources[0])
+    (tmp_path / "news" / "money" / "0.txt").write_text("another bank")
+    assert content(sources[0]) != before
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,b\n")
+    with pytest.raises(UserError, match=r"a\.csv is named twice"):
+        find([(str(tmp_path / "a.csv"), "train"), (str(tmp_path / "*.csv"), "test")], load().data)
+
+
+HEAD = {
+    "json": b'[{"text": "a", "label": "b"},\n',
+    "csv": b"text,label\n",
+    "tsv": b"text\tlabel\n",
+    "jsonl": b'{"text": "a", "label": "b"}\n',
+}
 PIECES = [
     b'"', b",", b"\n", b"\r", b"\r\n", b"\t", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc3", b"\\", b"a", b"{", b"}", b"[",
-    b'{"text":1e999,"label":NaN}\n', b'{"text":null,"label":"\\udfff"}\n', b"\xe2\x80\xa8", b"\x0c", *HEAD.values(),
+    b"]", b'{"text":1e999,"label":NaN}\n', b'{"text":null,"label":"\\udfff"}\n', b"\xe2\x80\xa8",
+    b"\x0c", *HEAD.values(),
 ]  # fmt: skip
 
 

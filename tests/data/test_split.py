@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.data.split import SMALLEST_SPLIT_CLASS, HashSketch, assign
+from pipeline.data.profile import SPLITS
+from pipeline.data.split import SMALLEST_SPLIT_CLASS, HashSketch, as_arrays, assign
 
 
 def hashes(n: int, seed: int = 0) -> np.ndarray:
@@ -17,8 +18,12 @@ def hashes(n: int, seed: int = 0) -> np.ndarray:
 def counts(values: np.ndarray, test: float, validation: float, size: int = 16_384) -> Counter[str]:
     sketch = HashSketch(size)
     sketch.add("a", values)
-    n = len(values)
-    return Counter(assign(["a"] * n, values, ["train"] * n, sketch.bounds(test, validation)))
+    return Counter(splits(values, sketch.bounds(test, validation)))
+
+
+def splits(values: np.ndarray, bounds: dict[str, tuple[int, int]], files: str = "train") -> list[str]:
+    zeros = np.zeros(len(values), np.int64)
+    return [SPLITS[i] for i in assign(zeros, values, zeros + SPLITS.index(files), as_arrays(["a"], bounds))]
 
 
 @pytest.mark.parametrize(("n", "test", "validation"), [(5, 1, 1), (10, 1, 2), (100, 10, 20), (1234, 123, 247)])
@@ -58,7 +63,8 @@ def test_equal_texts_share_a_split_and_files_keep_theirs() -> None:
     values = np.repeat(hashes(50), 2)
     sketch = HashSketch()
     sketch.add("a", values)
-    splits = assign(["a"] * 100, values, ["train"] * 100, sketch.bounds(0.2, 0.2))
-    assert splits[::2] == splits[1::2]
-    assert Counter(splits[::2]) == {"test": 10, "validation": 10, "train": 30}
-    assert assign(["b"] * 2, values[:2], ["test", "validation"], {}) == ["test", "validation"]
+    got = splits(values, sketch.bounds(0.2, 0.2))
+    assert got[::2] == got[1::2]
+    assert Counter(got[::2]) == {"test": 10, "validation": 10, "train": 30}
+    for files in ("test", "validation"):
+        assert set(splits(values, sketch.bounds(0.2, 0.2), files)) == {files}

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.config import DataConfig, load
 from pipeline.data import dedup, reject, steps
 from pipeline.data.exchange import ROWS
-from pipeline.data.read import CHUNK, Source
+from pipeline.data.parsers import CHUNK
+from pipeline.data.read import Source
 from pipeline.data.split import HashSketch
 from pipeline.data.tokenize import TextTokenizer, train_wordpiece
 
 SOURCES = [Source(f"/{s}.csv", f"{s}.csv", s, "csv", 1) for s in ("train", "validation", "test")]
 CHUNK_SCHEMA = pa.schema([("source", pa.int32()), *CHUNK])
-Row = tuple[int, int, "str | None", "str | None", "str | None"]
+Row = tuple[int, int, "str | None", "str | None", "str | None"] | tuple[Any, ...]
 
 
 def data(**changes: Any) -> DataConfig:
@@ -26,6 +28,8 @@ def data(**changes: Any) -> DataConfig:
 
 def cleaned(rows: list[Row], **changes: Any) -> tuple[pa.Table, dict[str, Any]]:
     columns = list(zip(*rows, strict=True))
+    if len(columns) < len(CHUNK_SCHEMA):
+        columns.append((None,) * len(rows))
     chunk = pa.table([pa.array(c, f.type) for c, f in zip(columns, CHUNK_SCHEMA, strict=True)], schema=CHUNK_SCHEMA)
     return steps.clean_rows(chunk, SOURCES, data(**changes))
 
@@ -90,7 +94,8 @@ def test_clean_rows_keeps_every_row_with_its_reason() -> None:
     assert table["detail"].to_pylist()[1] == "3 fields"
     assert table["text"].to_pylist()[0] == "a < b"
     assert table["text"].to_pylist()[-1] == "y" * 10
-    assert table["hint"].to_pylist() == ["train"] * 7 + ["test"]
+    assert facts["read"] == 8
+    assert sum(facts["rejected"].values()) == 6
     assert facts["cut"] == 1
     assert facts["rules"]["entities"] == 1
 
@@ -98,9 +103,9 @@ def test_clean_rows_keeps_every_row_with_its_reason() -> None:
 def test_class_hashes_take_rows_of_train_files_still_in_the_running() -> None:
     table, _ = cleaned([(0, 2, "one", "a", None), (0, 3, "ONE", "a", None), (2, 2, "two", "a", None),
                         (0, 4, "", "a", None), (0, 5, "three", "b", None)])  # fmt: skip
-    hashes = steps.class_hashes(table)
+    hashes = steps.class_hashes(table, SOURCES)
     assert {k: len(v) for k, v in hashes.items()} == {"a": 2, "b": 1}
-    assert hashes["a"][0] == hashes["a"][1] == dedup.halves([dedup.text_key("one")])[0, 1]
+    assert hashes["a"][0] == hashes["a"][1] == np.frombuffer(dedup.text_key("one"), "<u8")[1]
 
 
 def test_finish_rows_settles_duplicates_and_labels(tokenizer: TextTokenizer) -> None:
@@ -150,7 +155,7 @@ def test_ledger_adds_up(tokenizer: TextTokenizer) -> None:
     ]  # fmt: skip
     table, _ = cleaned(rows)
     sketch = HashSketch()
-    for label, hashes in steps.class_hashes(table).items():
+    for label, hashes in steps.class_hashes(table, SOURCES).items():
         sketch.add(label, hashes)
     done = steps.finish_rows(table, SOURCES, sorted(sketch.smallest), sketch.bounds(0.2, 0.2), tokenizer)
     facts = done.facts
@@ -163,3 +168,41 @@ def test_ledger_adds_up(tokenizer: TextTokenizer) -> None:
     for split, n in facts["kept"].items():
         assert done.tables[split].num_rows == n == sum(facts["lengths"][split].values())
         assert sum(facts["classes"][split].values()) == n
+
+
+def test_missing_texts_are_filled_from_a_column_then_by_a_placeholder() -> None:
+    rows: list[Row] = [
+        (0, 2, " ", "a", None, "from title"),
+        (0, 3, None, "a", None, None),
+        (0, 4, "text", "a", None, "unused"),
+        (0, 5, None, None, "broken", "unused"),
+    ]
+    table, facts = cleaned(rows, fill_from="title", placeholder="no text")
+    assert table["text"].to_pylist() == ["from title", "no text", "text", ""]
+    assert facts["filled"] == {"title": 1, "placeholder": 1}
+    assert facts["rejected"] == {reject.UNREADABLE: 1}
+    table, facts = cleaned(rows, fill_from="title")
+    assert table["reason"].to_pylist() == [None, reject.MISSING_TEXT, None, reject.UNREADABLE]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "rejected"),
+    [("keep", [2, 5], []), ("majority", [3], [5, 6]), ("drop", [], [2, 3, 4, 5, 6])],
+)
+def test_conflicts(policy: str, kept: list[int], rejected: list[int], tokenizer: TextTokenizer) -> None:
+    labels = ["a", "b", "b", "a", "b"]
+    texts = ["news"] * 3 + ["good"] * 2
+    table, _ = cleaned([(0, i + 2, t, x, None) for i, (t, x) in enumerate(zip(texts, labels, strict=True))])
+    done = steps.finish_rows(table, SOURCES, ["a", "b"], {}, tokenizer, policy)
+    assert done.tables["train"]["id"].to_pylist() == [f"train.csv:{i}" for i in kept]
+    assert done.tables["rejected"]["id"].to_pylist() == [f"train.csv:{i}" for i in rejected]
+    assert set(done.tables["rejected"]["stage"].to_pylist()) <= {"duplicates"}
+    assert sum(t.num_rows for t in done.tables.values()) == 5
+
+
+def test_a_training_row_cannot_unseat_a_test_row(tokenizer: TextTokenizer) -> None:
+    table, _ = cleaned([(0, 2, "news", "a", None), (0, 3, "news", "a", None), (2, 2, "news", "b", None)])
+    for policy in ("keep", "majority", "drop"):
+        done = steps.finish_rows(table, SOURCES, ["a", "b"], {}, tokenizer, policy)
+        assert done.tables["test"]["id"].to_pylist() == ["test.csv:2"]
+        assert done.facts["duplicates"] == {dedup.CONFLICT: 2}
