@@ -60,7 +60,7 @@ def ours(files: list[Path], out: Path, cpus: int | None = None) -> Run:
     command = [binary, "prepare", "--data", str(files[0].parent), "--storage", str(out / "runs")]
     if cpus is not None:
         command = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:cpus])), *command]
-    done = run(command, out / "ours.log")
+    done = run(command, out / "ours.log", every=2.0)
     ledger = json.loads((out / "runs" / "default" / "data.json").read_text())["ledger"]
     assert sum(ledger["kept"].values()) == ledger["read"], ledger  # every row did the whole way
     return done
@@ -71,7 +71,7 @@ def peer(files: list[Path], tokenizer: Path, out: Path) -> Run:
     script = out / "peer.py"
     script.write_text(PEER)
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    return run([sys.executable, str(script), str(tokenizer), str(out), *map(str, files)], out / "peer.log", quiet)
+    return run([sys.executable, str(script), str(tokenizer), str(out), *map(str, files)], out / "peer.log", quiet, 2.0)
 
 
 def differing_rows(tokenizer: Path, data: Path) -> tuple[int, int]:

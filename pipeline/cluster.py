@@ -64,8 +64,13 @@ def local_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def connect(address: str | None = None) -> Resources:
+def connect(address: str | None = None, dashboard: bool = False) -> Resources:
     """Connect once: to ``address`` (or RAY_ADDRESS), else to a fresh local Ray that ends with this process.
+
+    Args:
+        address: the cluster.
+        dashboard: whether a local Ray starts its dashboard, which takes a second: Ray Train frees the CPUs of a
+            stopped trial only after asking the dashboard's API who is still alive.
 
     Raises:
         UserError: no cluster answers at the address.
@@ -85,8 +90,7 @@ def connect(address: str | None = None) -> Resources:
         if address != "local":
             _check_reachable(address)
         if address == "local":
-            # Ray Train frees the CPUs of a stopped trial only after asking the dashboard's API who is still alive.
-            options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": local_cpus()}
+            options |= {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1", "num_cpus": local_cpus()}
         else:
             # Only the variables the workers need travel; the code must be installed on every node.
             options |= {"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}}

@@ -129,7 +129,7 @@ def test_prepared_bytes_do_not_depend_on_block_sizes(
 ) -> None:
     from pipeline.data import lines, prepare
 
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 2_000)
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", (2_000, 2_000))
     monkeypatch.setattr(lines, "BLOCK_CHARS", 500)
     again, reused = prepare.prepare(done.config.updated({"storage": str(tmp_path)}), done.model)
     assert not reused

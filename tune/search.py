@@ -58,10 +58,10 @@ def run(config: Config, address: str | None) -> None:
     if "name" not in config.model_fields_set or config.name == "default":
         config = config.updated({"name": "search"})
     job = stages.begin(config, False)
+    have = cluster.connect(address, dashboard=True)
     stages.make_prepared(job, address)
     assert job.prepared is not None
     gates.refuse(job.config.data, job.prepared.ledger, job.prepared.profile["classes"])
-    have = cluster.connect(address)
     points = space.points(job.config, trainer.learning_rate(job.config, job.model))
     configs = [space.trial_config(job.config, p) for p in points]
     layout = cluster.train_layout(configs[0], have)

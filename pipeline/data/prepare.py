@@ -9,6 +9,7 @@ without it there is no prepared data. What is needed to go on after a kill lies 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import shutil
 import tempfile
@@ -31,7 +32,10 @@ from pipeline.errors import UserError
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place, local_folder, put_folder
 
-BLOCK_BYTES = 4 << 20  # small blocks: cleaning starts while reading goes on, and every core gets some
+# Blocks between reader and cleaners: small enough that every core gets several, large enough that the tenth of a
+# second that Ray Data takes to start the next task does not count.
+BLOCK_BYTES = (1 << 20, 16 << 20)
+BLOCKS_PER_CPU = 6
 TOKENIZER_TEXTS = 200_000
 TOKENIZER_CHARS = 200_000_000
 
@@ -150,11 +154,13 @@ class _Job:
         parts.mkdir()
 
         def read_file(batch: pa.Table) -> Iterator[pa.Table]:
+            gc.freeze()  # rows are many short-lived lists: collecting must not scan all that Ray has loaded
             for i in batch["item"].to_pylist():
                 for chunk in read(sources[i], data):
                     yield chunk.add_column(0, "source", pa.array(np.full(chunk.num_rows, i, np.int32)))
 
         def clean_block(block: pa.Table) -> pa.Table:
+            gc.freeze()
             rows, facts = steps.clean_rows(block, sources, data)
             name = f"part-{rows['source'][0].as_py():05d}-{rows['row'][0].as_py():012d}.arrow"
             exchange.write_part(rows, shards, parts / name)
@@ -169,11 +175,18 @@ class _Job:
             )
 
         files = ray_data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
-        files.context.target_max_block_size = BLOCK_BYTES
+        cpus = max(1, cluster.resources().cpus)
+        wanted = sum(s.size for s in sources) // (BLOCKS_PER_CPU * cpus)
+        files.context.target_max_block_size = min(max(wanted, BLOCK_BYTES[0]), BLOCK_BYTES[1])
         # CPU shares of their own keep Ray Data from fusing the reader with the cleaner: one large file is read
-        # by one task and cleaned by all cores. Two cleaners and a reader share two cores.
-        chunks = files.map_batches(read_file, batch_format="pyarrow", batch_size=1, num_cpus=0.25)
-        cleaned = chunks.map_batches(clean_block, batch_format="pyarrow", batch_size=None, num_cpus=0.875)
+        # by one task and cleaned by all cores. The shares are small because Ray Data holds a part of the CPUs
+        # back for each operator, and would run one cleaner on two cores; 'concurrency' is the real bound.
+        chunks = files.map_batches(
+            read_file, batch_format="pyarrow", batch_size=1, num_cpus=0.25, concurrency=max(1, cpus // 4)
+        )
+        cleaned = chunks.map_batches(
+            clean_block, batch_format="pyarrow", batch_size=None, num_cpus=0.5, concurrency=cpus
+        )
         sketch = HashSketch()
         total: dict[str, Any] = {"read": 0, "rejected": {}, "rules": {}, "samples": {}, "cut": 0, "filled": {}}
         with console.bar("prepare", "rows read and cleaned") as progress:
@@ -228,6 +241,7 @@ class _Job:
         max_tokens, conflicts = config.model.max_tokens, config.data.conflicts
 
         def finish_bucket(batch: pa.Table) -> Iterator[pa.Table]:
+            gc.freeze()
             tokenizer = _tokenizer(str(place / "tokenizer"), max_tokens)
             for bucket in batch["item"].to_pylist():
                 table = exchange.read_bucket(work / "parts", bucket)

@@ -1,22 +1,23 @@
 """Token ids by the word: each distinct word goes through the tokenizer once, and texts are gathered from the results.
 
 News and tickets repeat themselves: a thousand texts of fifty words hold some six thousand distinct ones. So the
-texts are cut into pieces, Arrow finds the distinct pieces of a block, the Hugging Face tokenizer encodes those it
-has not seen yet, and NumPy gathers the ids of every text. The result equals the tokenizer's own for two families,
-for which cutting is provably harmless (``cutting`` says when):
+texts are cut into pieces (NumPy, over the bytes of an Arrow column), Arrow finds the distinct pieces of a block, those
+not seen yet are encoded, and NumPy gathers the ids of every text. The result equals the Hugging Face tokenizer's own
+for two families, for which cutting is provably harmless (``cutting`` says when):
 
 * **BERT** (``BertNormalizer`` + ``BertPreTokenizer`` + WordPiece). The normalizer works character by character
-  (case and accents: U+0020 is a starter, so no combining mark is reordered across it), the pre-tokenizer drops
-  U+0020 and breaks there, and WordPiece sees one pre-token at a time. So ids(text) is the concatenation of
-  ids(piece) over the pieces between spaces. With ``handle_chinese_chars`` the normalizer itself puts a space
-  around each ideograph, so the texts may be cut around ideographs as well.
-* **Byte-level BPE** (``ByteLevel`` pre-tokenizer with its regular expression, GPT-2 and RoBERTa). In a text whose only
+  (U+0020 and ASCII punctuation are starters, so no combining mark is reordered across them), the pre-tokenizer drops
+  U+0020, sets each punctuation mark apart, and WordPiece sees one pre-token at a time. So ids(text) is the
+  concatenation of ids(piece) over those pieces. With ``handle_chinese_chars`` the normalizer itself puts a space
+  around each ideograph, so texts may be cut there as well; with ``lowercase`` ASCII letters may be lowered first. A
+  piece of ASCII letters and digits is its own only pre-token: it can go straight to the WordPiece model.
+* **Byte-level BPE** (``ByteLevel`` pre-tokenizer with its regular expression: GPT-2, RoBERTa). In a text whose only
   white space is single U+0020 between words, each space starts a new pre-token (`` ?\\p{L}+`` and its siblings; the
   two rules for trailing white space need two in a row or the end). So the pieces are the first word, and each
-  later one with its space. Other texts of that family go through the tokenizer whole.
+  later one with its space.
 
-In both, added tokens such as ``[SEP]`` are found in the raw text first; one that holds a space or an ideograph,
-or swallows white space to its right, could straddle a cut: then nothing is cut.
+A text that does not qualify is one piece: it goes through the tokenizer whole. So does one that holds a special
+token such as ``[SEP]``, which the tokenizer looks for in the raw text before anything else.
 """
 
 from __future__ import annotations
@@ -34,21 +35,25 @@ import pyarrow.compute as pc
 # Pieces and characters remembered; then the memory is emptied, so that it does not grow with the rows.
 MAX_PIECES = 200_000
 MAX_CHARS = 8_000_000
-BLOCK_TEXTS = 8_192
+BLOCK_TEXTS = 16_384
 
 # What BertNormalizer takes for a Chinese character (tokenizers, normalizers/bert.rs).
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF),
     (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
-_IDEOGRAPH_CLASS = "".join(rf"\x{{{a:X}}}-\x{{{b:X}}}" for a, b in _IDEOGRAPHS)
-_IDEOGRAPH = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _IDEOGRAPHS) + "]")
-# A text of the byte-level family that may be cut: words with single spaces between them, no other white space.
-# Everything Unicode calls white space is listed, with the separators that Rust's regex and RE2 might disagree on.
+_IDEOGRAPH = "[" + "".join(rf"\x{{{a:X}}}-\x{{{b:X}}}" for a, b in _IDEOGRAPHS) + "]"
+# White space that byte-level BPE would see. All of Unicode's is listed, with what Rust and RE2 might disagree on.
 _ODD_SPACE = (
     r"^ | $|  |[\t-\r\x{1C}-\x{1F}\x{85}\x{A0}\x{1680}\x{180E}\x{2000}-\x{200B}\x{2028}\x{2029}\x{202F}\x{205F}"
     r"\x{3000}\x{FEFF}]"
 )
+_WORD, _SPACE, _MARK = 0, 1, 2
+_CLASS = np.zeros(256, np.uint8)
+_CLASS[[i for i in range(33, 127) if not chr(i).isalnum()]] = _MARK
+_CLASS[32] = _SPACE
+_LOWER = np.arange(256, dtype=np.uint8)
+_LOWER[ord("A") : ord("Z") + 1] += 32
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,20 @@ class Cutting:
     """Where texts may be cut without changing their ids.
 
     Attributes:
-        ideographs: cut around each ideograph, as the normalizer does.
+        odd: a regular expression (RE2) of texts that may not be cut at all; '' if there are none.
         keep_space: a piece that is not the first carries the space before it (byte-level BPE).
+        marks: ASCII punctuation may be set apart.
+        lower: ASCII letters may be lowered first.
+        ideographs: cut around each ideograph.
+        direct: a piece of ASCII letters and digits may go to the model without normalizer and pre-tokenizer.
     """
 
-    ideographs: bool
-    keep_space: bool
+    odd: str
+    keep_space: bool = False
+    marks: bool = False
+    lower: bool = False
+    ideographs: bool = False
+    direct: bool = False
 
 
 def cutting(tokenizer: Any) -> Cutting | None:
@@ -69,18 +82,25 @@ def cutting(tokenizer: Any) -> Cutting | None:
     spec = json.loads(tokenizer.to_str())
     normalizer = spec.get("normalizer") or {}
     pre_tokenizer = spec.get("pre_tokenizer") or {}
-    model = (spec.get("model") or {}).get("type")
+    model = spec.get("model") or {}
     added = spec.get("added_tokens") or []
     if any(re.search(r"\s", t["content"]) or t.get("rstrip") for t in added):
         return None
+    # Raw ones are found in the raw text, the others in what the normalizer made of it, anywhere in a word.
+    raw = "|".join(re.escape(t["content"]) for t in added if not t.get("normalized"))
+    others = [t for t in added if t.get("normalized")]
     if normalizer.get("type") == "BertNormalizer" and pre_tokenizer.get("type") == "BertPreTokenizer":
-        if model != "WordPiece":
+        if model.get("type") != "WordPiece" or any(not t["content"].isascii() for t in others):
             return None
-        plain = not any(_IDEOGRAPH.search(t["content"]) for t in added)
-        return Cutting(bool(normalizer.get("handle_chinese_chars")) and plain, keep_space=False)
+        lower = bool(normalizer.get("lowercase"))
+        # Next to a mark that is cut off, '_' say, a token that must stand alone would seem to.
+        marks = all(t["content"].isalnum() and not t.get("single_word") for t in others)
+        marks = marks and not any(t.get("single_word") for t in added)
+        chinese = bool(normalizer.get("handle_chinese_chars"))
+        return Cutting(raw, marks=marks, lower=lower, ideographs=chinese, direct=not others)
     byte_level = pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
-    if not normalizer and byte_level and model == "BPE" and not (spec["model"].get("dropout") or 0):
-        return Cutting(ideographs=False, keep_space=True)
+    if not normalizer and byte_level and model.get("type") == "BPE" and not model.get("dropout"):
+        return Cutting("|".join(filter(None, [raw, _ODD_SPACE])), keep_space=True)
     return None
 
 
@@ -94,6 +114,7 @@ class WordCache:
 
     def __init__(self, tokenizer: Any, how: Cutting) -> None:
         self._tokenizer = tokenizer
+        self._model = tokenizer.model
         self._how = how
         self._forget()
 
@@ -105,7 +126,20 @@ class WordCache:
         self._used = 0
         self._chars = 0
 
-    def encode(self, texts: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    def _keep_only(self, pieces: list[str]) -> None:
+        """Forget all but these pieces: the words of one block are most of the words of the next."""
+        kept = [p for p in pieces if p in self._at]
+        at = np.fromiter(map(self._at.__getitem__, kept), np.int64, len(kept))
+        starts, lengths, pool = self._starts[at], self._lengths[at], self._pool
+        self._forget()
+        ends = np.cumsum(lengths)
+        self._used = int(ends[-1]) if len(kept) else 0
+        gather = np.repeat(starts - (ends - lengths), lengths) + np.arange(self._used)
+        self._pool, self._lengths, self._starts = pool[gather], lengths, ends - lengths
+        self._chars = sum(map(len, kept))
+        self._at = dict(zip(kept, range(len(kept)), strict=True))
+
+    def encode(self, texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Ids of all texts end to end, without special tokens and without truncation.
 
         Args:
@@ -125,36 +159,28 @@ class WordCache:
             np.cumsum(np.concatenate(counts), out=offsets[1:])
         return np.concatenate(parts) if parts else np.empty(0, np.int32), offsets
 
-    def _block(self, texts: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        if self._how.keep_space:
-            odd = pc.match_substring_regex(texts, _ODD_SPACE).to_numpy(zero_copy_only=False)
-            odd |= pc.equal(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
-            # The space stays with the word after it: a byte that no text can hold marks the cuts.
-            texts = pc.if_else(pa.array(odd), texts, pc.replace_substring(texts, " ", "\n "))
-            words = pc.if_else(pa.array(odd), _single(texts), pc.split_pattern(texts, "\n"))
-        else:
-            if self._how.ideographs:
-                texts = pc.replace_substring_regex(texts, f"([{_IDEOGRAPH_CLASS}])", r" \1 ")
-            words = pc.split_pattern(texts, " ")
-        distinct = words.flatten().dictionary_encode()
+    def _block(self, texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        pieces, ends_of_texts = cut(texts, self._how)
+        distinct = pieces.dictionary_encode()
         known = self._known(distinct.dictionary.to_pylist())
         at = known[distinct.indices.to_numpy()]
         lengths = self._lengths[at]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
+        ends = np.zeros(len(at) + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
         # Token k of piece i lies at starts[i] + k - (tokens before piece i).
-        gather = np.repeat(self._starts[at] - ends[:-1], lengths) + np.arange(ends[-1])
-        offsets = words.offsets.to_numpy() - words.offsets[0].as_py()
-        return self._pool[gather], np.diff(ends[offsets])
+        gather = np.repeat(self._starts[at] - ends[:-1], lengths)
+        gather += np.arange(len(gather))
+        return self._pool[gather], np.diff(ends[ends_of_texts])
 
     def _known(self, pieces: list[str]) -> npt.NDArray[np.int64]:
         """Where each piece is remembered, after encoding those that are not."""
-        if len(self._at) + len(pieces) > MAX_PIECES or self._chars > MAX_CHARS:
-            self._forget()
         missing = [p for p in pieces if p not in self._at]
+        if len(self._at) + len(missing) > MAX_PIECES or self._chars > MAX_CHARS:
+            self._keep_only(pieces)
         if missing:
             self._chars += sum(map(len, missing))
             first = len(self._at)
-            encoded = [e.ids for e in self._tokenizer.encode_batch_fast(missing, add_special_tokens=False)]
+            encoded = self._encode(missing)
             lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
             total = self._used + int(lengths.sum())
             self._starts = _room(self._starts, first + len(missing))
@@ -167,6 +193,67 @@ class WordCache:
             self._at.update(zip(missing, range(first, first + len(missing)), strict=True))
         return np.fromiter(map(self._at.__getitem__, pieces), np.int64, len(pieces))
 
+    def _encode(self, pieces: list[str]) -> list[list[int]]:
+        if not self._how.direct:
+            return [e.ids for e in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
+        # Lowering is part of the normalizer that is skipped; a piece that was not cut may hold capitals.
+        plain = [p.isascii() and p.isalnum() and (not self._how.lower or p == p.lower()) for p in pieces]
+        others = [p for p, simple in zip(pieces, plain, strict=True) if not simple]
+        rest = iter(self._tokenizer.encode_batch_fast(others, add_special_tokens=False))
+        tokenize = self._model.tokenize
+        return [
+            [t.id for t in tokenize(p)] if simple else next(rest).ids for p, simple in zip(pieces, plain, strict=True)
+        ]
+
+
+def cut(texts: pa.StringArray, how: Cutting) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
+    """The pieces of all texts end to end, and where the pieces of each text begin [texts + 1]."""
+    n = len(texts)
+    odd = _matches(texts, how.odd)
+    if how.ideographs:
+        foreign = pc.invert(pc.string_is_ascii(texts))
+        if pc.any(foreign).as_py():
+            spaced = pc.replace_substring_regex(texts, f"({_IDEOGRAPH})", r" \1 ")
+            texts = pc.if_else(pa.array(odd), texts, spaced)
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + n + 1].astype(np.int64)
+    values = texts.buffers()[2]
+    data = np.frombuffer(values, np.uint8)[offsets[0] : offsets[-1]] if values is not None else np.empty(0, np.uint8)
+    offsets -= offsets[0]
+    lengths = np.diff(offsets)
+    begins = np.zeros(len(data), bool)
+    begins[offsets[:-1][lengths > 0]] = True
+    kind = _CLASS[data]
+    whole = np.repeat(odd, lengths) if odd.any() else None
+    if whole is not None:
+        kind[whole] = _WORD
+    if how.keep_space:
+        begins |= kind == _SPACE
+    else:
+        if not how.marks:
+            kind[kind == _MARK] = _WORD
+        word = kind == _WORD
+        begins &= word
+        begins[1:] |= word[1:] & ~word[:-1]
+        begins |= kind == _MARK
+        lowered = _LOWER[data] if how.lower else data
+        data = lowered if whole is None else np.where(whole, data, lowered)
+        keep = kind != _SPACE
+        data, kept_begins = data[keep], begins[keep]
+    cut_at = np.flatnonzero(begins if how.keep_space else kept_begins).astype(np.int32)
+    piece_offsets = np.append(cut_at, np.int32(len(data)))
+    seen = np.zeros(len(begins) + 1, np.int64)
+    np.cumsum(begins, out=seen[1:])
+    pieces = pa.StringArray.from_buffers(
+        len(cut_at), pa.py_buffer(piece_offsets), pa.py_buffer(np.ascontiguousarray(data))
+    )
+    return pieces, seen[offsets]
+
+
+def _matches(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:
+    if not pattern:
+        return np.zeros(len(texts), bool)
+    return np.array(pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False), bool)
+
 
 def _room(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     if size <= len(array):
@@ -174,8 +261,3 @@ def _room(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     grown = np.empty(max(size, 2 * len(array)), array.dtype)
     grown[: len(array)] = array
     return grown
-
-
-def _single(texts: pa.Array) -> pa.ListArray:
-    """Each text as a list of one."""
-    return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1), pa.int32()), texts)

@@ -28,7 +28,8 @@ TORTURE = [
 ]  # fmt: skip
 PIECES = [
     "a", "oil", "股", "好", " ", "  ", "\t", "\n", "\u3000", "\xa0", "\u0301", "\u200d", "[SEP]", "[", "]", "'s", "'",
-    "Σ",     "İ", "😀", ".", ",", "é", "1", "\x00", "\x85", "\u2028", "the", "<mask>", "Ġ", "\u180e", "\ufeff",
+    "Σ", "Oil", "OIL_", "_", "U.S.", "x1Y", "-", "!\u0338", "İ", "😀", ".", ",", "é", "1", "\x00", "\x85", "\u2028",
+    "the", "<mask>", "Ġ", "\u180e", "\ufeff",
 ]  # fmt: skip
 texts = st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=12), max_size=6)
 
@@ -102,7 +103,7 @@ def test_memory_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     rows = [f"{t} {i} {i * 7919}" for i, t in enumerate(TORTURE * 3)]
     same(tokenizer, rows)
     assert tokenizer._cache is not None
-    assert len(tokenizer._cache.cache._at) < 150
+    assert len(tokenizer._cache.cache._at) < 250
 
 
 def test_what_is_not_proven_is_not_cut(folder: Path) -> None:
