@@ -107,6 +107,11 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
     return resources()
 
 
+def is_named(address: str | None) -> bool:
+    """Whether a cluster is asked for, rather than a fresh local Ray."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
 def _check_reachable(address: str) -> None:
     """Find out in seconds that nobody listens: Ray's own attempt takes minutes.
 

@@ -78,6 +78,9 @@ class DataConfig(Section):
     gate_conflict_rate: tuple[float, float] = Field(
         (0.01, 0.2), description="Share of rows whose text stands under several labels: warned of, and refused."
     )
+    in_process_mb: int = Field(
+        64, ge=0, description="Raw megabytes up to which rows are prepared in one process, without starting Ray."
+    )
     shard_mb: int = Field(
         16, ge=1, le=1024, description="Raw megabytes per prepared shard; fixes how many shards there are."
     )

@@ -133,9 +133,8 @@ def make_prepared(job: Job, address: str | None) -> None:
     if prepared.profile["filled"]:
         filled = ", ".join(f"{n:,} from {way}" for way, n in prepared.profile["filled"].items())
         console.say("prepare", f"missing texts filled: {filled}")
-    for gate in gates.judge(job.config.data, ledger, prepared.profile["classes"]):
-        if gate.verdict != "PASS":
-            console.warn("prepare", f"{gate.verdict} {gate.name}: {gate.figure} ({gate.key})")
+    for concern in gates.concerns(job.config.data, ledger, prepared.profile["classes"]):
+        console.warn("prepare", concern)
     for warning in prepared.profile["warnings"]:
         console.warn("prepare", warning)
     if not reused:

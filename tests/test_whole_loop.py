@@ -46,6 +46,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             "data.text=title", "data.label=topic", "model.name=lstm", "model.vocab_size=600", "model.embedding_dim=16",
             "model.hidden=[16]", "train.epochs=6", "train.batch_tokens=512", "train.evaluations=2", "train.workers=2",
             "tune.trials=3", "tune.max_rows=200", "tune.epochs=3", "tune.evaluations=2", "data.shard_mb=1",
+            "data.in_process_mb=0",
             "tune.learning_rate=[1e-3,2e-2]", "tune.batch_tokens=[256,512]",
         ],
         {"storage": str(folder / "runs"), "name": "loop", "data.train": (str(folder / "news.csv"),)},
@@ -124,14 +125,22 @@ def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys
     assert said.count("unchanged, reusing") == 3
 
 
-def test_prepared_bytes_do_not_depend_on_block_sizes(
-    done: stages.Job, prepared: Prepared, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("megabytes", [0, 64], ids=["on Ray", "in process"])
+def test_prepared_bytes_do_not_depend_on_block_sizes_or_layout(
+    megabytes: int,
+    done: stages.Job,
+    prepared: Prepared,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pipeline.data import lines, prepare
+    from pipeline.data import layout, lines, prepare
 
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", (2_000, 2_000))
+    monkeypatch.setattr(layout, "BLOCK_BYTES", (2_000, 2_000))
     monkeypatch.setattr(lines, "BLOCK_CHARS", 500)
-    again, reused = prepare.prepare(done.config.updated({"storage": str(tmp_path)}), done.model)
+    again, reused = prepare.prepare(
+        done.config.updated({"storage": str(tmp_path), "data.in_process_mb": megabytes}), done.model
+    )
     assert not reused
 
     def content(place: Place) -> dict[str, bytes]:

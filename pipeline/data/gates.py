@@ -65,6 +65,13 @@ def judge(config: DataConfig, ledger: Mapping[str, Any], classes: Mapping[str, M
     ]  # fmt: skip
 
 
+def concerns(config: DataConfig, ledger: Mapping[str, Any], classes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A sentence for each gate that does not pass."""
+    return [
+        f"{g.verdict} {g.name}: {g.figure} ({g.key})" for g in judge(config, ledger, classes) if g.verdict != "PASS"
+    ]
+
+
 def refuse(config: DataConfig, ledger: Mapping[str, Any], classes: Mapping[str, Mapping[str, int]]) -> None:
     """Stop before any money is spent on training.
 

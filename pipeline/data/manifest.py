@@ -67,7 +67,7 @@ def write(
         "format": FORMAT,
         "fingerprint": place.name,
         "cleaning": {"version": clean.VERSION, "rules": [rule.name for rule in rules]},
-        "data": config.data.model_dump(mode="json", exclude=set(gates.KEYS)),
+        "data": config.data.model_dump(mode="json", exclude={"in_process_mb", *gates.KEYS}),
         "sources": [{"name": s.name, "split": s.split, "format": s.format, "bytes": s.size} for s in sources],
         "tokenizer": tokenizer,
         "shards": shards,

@@ -1,6 +1,6 @@
-"""``broadsheet prepare``: the passes of ``steps`` laid out on Ray Data.
+"""``broadsheet prepare``: the passes of ``steps`` on a ``layout``, resumable.
 
-Read and clean stream through Ray Data into the exchange; then each bucket is finished by one task and written
+Read and clean stream into the exchange; then each bucket is finished by one task and written
 as one shard per folder. How rows meet, split and order depends on the data alone, so the prepared folder is
 the same bytes whatever the number of workers, killed and resumed or not. ``manifest.json`` is written last:
 without it there is no prepared data. What is needed to go on after a kill lies in ``<fingerprint>.work``.
@@ -9,11 +9,9 @@ without it there is no prepared data. What is needed to go on after a kill lies 
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,16 @@ import pyarrow.parquet as pq
 from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data import clean, exchange, gates, manifest, profile, steps, tokenize
+from pipeline.data.layout import Layout, choose
 from pipeline.data.prepared import FORMAT, Prepared
-from pipeline.data.read import Source, content, find, read
+from pipeline.data.read import Source, content, find
 from pipeline.data.split import HashSketch
 from pipeline.errors import UserError
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place, local_folder, put_folder
 
-# Blocks between reader and cleaners: small enough that every core gets several, large enough that the tenth of a
-# second that Ray Data takes to start the next task does not count.
-BLOCK_BYTES = (1 << 20, 16 << 20)
-BLOCKS_PER_CPU = 6
+# Keys of the data section that change nothing in the prepared data, or are told in another way.
+NOT_CONTENT = ("train", "validation", "test", "dataset", "in_process_mb")
 TOKENIZER_TEXTS = 200_000
 TOKENIZER_CHARS = 200_000_000
 
@@ -52,7 +49,7 @@ def plan(config: Config) -> list[Source]:
 
 def fingerprint(config: Config, sources: list[Source], model: ModelSource) -> str:
     """What the prepared data depends on: the files' content, the data section, the tokenizer, the code version."""
-    data = config.data.model_dump(mode="json", exclude={"train", "validation", "test", "dataset", *gates.KEYS})
+    data = config.data.model_dump(mode="json", exclude={*NOT_CONTENT, *gates.KEYS})
     tokenizer = [model.kind, model.tokenizer_identity, str(config.model.max_tokens)]
     if model.folder is None:
         tokenizer.append(str(config.model.vocab_size))
@@ -82,9 +79,8 @@ def prepare(config: Config, model: ModelSource, address: str | None = None) -> t
     if (place / "manifest.json").exists():
         work.delete()
         return Prepared.open(place), True
-    cluster.connect(address)
     try:
-        _Job(config, sources, model, place, work).run()
+        _Job(config, sources, model, place, work, choose(sources, config.data, address)).run()
     except BaseException as e:
         ours = cluster.our_error(e)
         if isinstance(ours, UserError):
@@ -111,6 +107,7 @@ class _Job:
     model: ModelSource
     place: Place
     work: Place
+    layout: Layout
 
     def run(self) -> None:
         total = sum(s.size for s in self.sources)
@@ -149,48 +146,22 @@ class _Job:
         return sketch, facts
 
     def _read_and_clean(self, shards: int) -> tuple[HashSketch, dict[str, Any]]:
-        ray_data = cluster.data()
         sources, data, parts = self.sources, self.config.data, self.work / "parts"
         parts.mkdir()
 
-        def read_file(batch: pa.Table) -> Iterator[pa.Table]:
-            gc.freeze()  # rows are many short-lived lists: collecting must not scan all that Ray has loaded
-            for i in batch["item"].to_pylist():
-                for chunk in read(sources[i], data):
-                    yield chunk.add_column(0, "source", pa.array(np.full(chunk.num_rows, i, np.int32)))
-
         def clean_block(block: pa.Table) -> pa.Table:
-            gc.freeze()
             rows, facts = steps.clean_rows(block, sources, data)
             name = f"part-{rows['source'][0].as_py():05d}-{rows['row'][0].as_py():012d}.arrow"
             exchange.write_part(rows, shards, parts / name)
             hashes = steps.class_hashes(rows, sources)
-            raw = [h.tobytes() for h in hashes.values()]
-            return pa.table(
-                {
-                    "facts": [json.dumps(facts)],
-                    "labels": [list(hashes)],
-                    "hashes": pa.array([raw], pa.list_(pa.binary())),
-                }
-            )
+            raw = pa.array([[h.tobytes() for h in hashes.values()]], pa.list_(pa.binary()))
+            labels = pa.array([list(hashes)], pa.list_(pa.string()))
+            return pa.table({"facts": [json.dumps(facts)], "labels": labels, "hashes": raw})
 
-        files = ray_data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
-        cpus = max(1, cluster.resources().cpus)
-        wanted = sum(s.size for s in sources) // (BLOCKS_PER_CPU * cpus)
-        files.context.target_max_block_size = min(max(wanted, BLOCK_BYTES[0]), BLOCK_BYTES[1])
-        # CPU shares of their own keep Ray Data from fusing the reader with the cleaner: one large file is read
-        # by one task and cleaned by all cores. The shares are small because Ray Data holds a part of the CPUs
-        # back for each operator, and would run one cleaner on two cores; 'concurrency' is the real bound.
-        chunks = files.map_batches(
-            read_file, batch_format="pyarrow", batch_size=1, num_cpus=0.25, concurrency=max(1, cpus // 4)
-        )
-        cleaned = chunks.map_batches(
-            clean_block, batch_format="pyarrow", batch_size=None, num_cpus=0.5, concurrency=cpus
-        )
         sketch = HashSketch()
         total: dict[str, Any] = {"read": 0, "rejected": {}, "rules": {}, "samples": {}, "cut": 0, "filled": {}}
         with console.bar("prepare", "rows read and cleaned") as progress:
-            for row in cleaned.iter_rows():
+            for row in self.layout.clean(sources, data, clean_block):
                 total = profile.merged([total, json.loads(row["facts"])])
                 for label, raw in zip(row["labels"], row["hashes"], strict=True):
                     sketch.add(label, np.frombuffer(raw, np.uint64))
@@ -236,21 +207,17 @@ class _Job:
         self, shards: int, labels: list[str], bounds: dict[str, tuple[int, int]], rows: int
     ) -> dict[str, Any]:
         """Finish every bucket that is not finished yet; its facts are written after its shard."""
-        ray_data = cluster.data()
         sources, place, work, config = self.sources, self.place, self.work, self.config
         max_tokens, conflicts = config.model.max_tokens, config.data.conflicts
 
-        def finish_bucket(batch: pa.Table) -> Iterator[pa.Table]:
-            gc.freeze()
+        def finish_bucket(bucket: int) -> None:
             tokenizer = _tokenizer(str(place / "tokenizer"), max_tokens)
-            for bucket in batch["item"].to_pylist():
-                table = exchange.read_bucket(work / "parts", bucket)
-                done = steps.finish_rows(table, sources, labels, bounds, tokenizer, conflicts)
-                for folder, rows_of in done.tables.items():
-                    if rows_of.num_rows:
-                        write_parquet(rows_of, place / folder / f"shard-{bucket:05d}.parquet")
-                (work / f"done-{bucket:05d}.json").write_text(json.dumps(done.facts))
-                yield pa.table({"bucket": [bucket]})
+            table = exchange.read_bucket(work / "parts", bucket)
+            done = steps.finish_rows(table, sources, labels, bounds, tokenizer, conflicts)
+            for folder, rows_of in done.tables.items():
+                if rows_of.num_rows:
+                    write_parquet(rows_of, place / folder / f"shard-{bucket:05d}.parquet")
+            (work / f"done-{bucket:05d}.json").write_text(json.dumps(done.facts))
 
         finished = {f.name for f in self.work.files(".json")}
         todo = [bucket for bucket in range(shards) if f"done-{bucket:05d}.json" not in finished]
@@ -259,14 +226,10 @@ class _Job:
         facts: dict[str, Any] = {}
         for bucket in sorted(set(range(shards)) - set(todo)):
             facts = profile.merged([facts, json.loads((work / f"done-{bucket:05d}.json").read_text())])
-        if todo:
-            buckets = ray_data.from_items(todo, override_num_blocks=len(todo))
-            shards_done = buckets.map_batches(finish_bucket, batch_format="pyarrow", batch_size=1, num_cpus=1)
-            with console.bar("prepare", "rows split and tokenized", rows) as progress:
-                for row in shards_done.iter_rows():
-                    file = work / f"done-{row['bucket']:05d}.json"
-                    facts = profile.merged([facts, json.loads(file.read_text())])
-                    progress.update(facts["read"])
+        with console.bar("prepare", "rows split and tokenized", rows) as progress:
+            for bucket in self.layout.finish(todo, finish_bucket) if todo else ():
+                facts = profile.merged([facts, json.loads((work / f"done-{bucket:05d}.json").read_text())])
+                progress.update(facts["read"])
         return facts
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import yaml
 
 from pipeline import console
+from pipeline.config import Config
+from pipeline.data.gates import concerns
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.evaluate import metrics, report
@@ -83,6 +85,7 @@ def evaluate(
         "checkpoint": str(where),
     }
     stages = {**extra.get("stages", {}), "evaluate": seconds}
+    limits = Config.model_validate(card["config"]).data
     page = report.write_html(
         {
             "title": f"{card['config']['data']['dataset']} · {card['config']['model']['name']}",
@@ -101,7 +104,7 @@ def evaluate(
                 "tokens": prepared.profile["tokens"]["train"],
                 "token_histogram": prepared.profile["tokens"]["train"]["histogram"],
             },
-            "warnings": prepared.profile["warnings"],
+            "warnings": concerns(limits, prepared.ledger, prepared.profile["classes"]) + prepared.profile["warnings"],
             "data_line": extra.get("data_line"),
             "mistakes": mistakes(prepared, split, ids, labels, probabilities),
             "stages": stages,

@@ -24,10 +24,10 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def kill_when(folder: Path, pattern: str) -> None:
+def kill_when(folder: Path, pattern: str, sets: list[str]) -> None:
     """Run the command and kill it as soon as a file is there."""
-    sets = [word for item in SETS for word in ("--set", item)]
-    command = [sys.executable, "-m", "broadsheet", "prepare", "--data", "rows.csv", *sets]
+    flags = [word for item in sets for word in ("--set", item)]
+    command = [sys.executable, "-m", "broadsheet", "prepare", "--data", "rows.csv", *flags]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not list((folder / "runs" / "prepared").glob(pattern)):
@@ -39,8 +39,13 @@ def kill_when(folder: Path, pattern: str) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("megabytes", [0, 64], ids=["on Ray", "in process"])
 def test_killed_and_started_again(
-    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    megabytes: int,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("BROADSHEET_DATA", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -52,17 +57,18 @@ def test_killed_and_started_again(
             f.write(f"{' '.join(generator.choices(words, k=30))},{'abc'[i % 3]}\n")
 
     def finish(storage: Path) -> Prepared:
-        config: Config = load(None, SETS, {"storage": str(storage), "data.train": (str(tmp_path / "rows.csv"),)})
+        config: Config = load(None, sets, {"storage": str(storage), "data.train": (str(tmp_path / "rows.csv"),)})
         return prepare.prepare(named.resolve(config)[0], resolve("lstm"))[0]
 
+    sets = [*SETS, f"data.in_process_mb={megabytes}"]
     undisturbed = finish(tmp_path / "calm")
     assert undisturbed.manifest["shards"] > 4
 
-    kill_when(tmp_path, "*.work/parts/*.arrow")
+    kill_when(tmp_path, "*.work/parts/*.arrow", sets)
     (unfinished,) = (tmp_path / "runs" / "prepared").glob("*.work")
     with pytest.raises(UserError, match=r"not prepared data \(no manifest"):
         Prepared.open(unfinished.with_suffix(""))
-    kill_when(tmp_path, "*.work/done-*.json")
+    kill_when(tmp_path, "*.work/done-*.json", sets)
     finished = {p: p.stat().st_mtime_ns for p in unfinished.with_suffix("").glob("train/*.parquet")}
     assert finished
     capsys.readouterr()
