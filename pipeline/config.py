@@ -386,7 +386,7 @@ def _place(tree: dict[str, Any], key: str, value: Any) -> None:
 def _validated(tree: dict[str, Any]) -> Config:
     # A single value where a list is expected (text: title) is what people write; accept it.
     for key, field in all_keys().items():
-        if str(field.annotation).startswith("tuple[str"):
+        if str(field.annotation).startswith(("tuple[str", "tuple[typing.Literal")):
             *sections, leaf = key.split(".")
             node: Any = tree
             for name in sections:

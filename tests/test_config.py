@@ -43,6 +43,8 @@ def test_unknown_key_like_no_other_points_to_the_list() -> None:
         ("model.hidden=[64, 32]", (64, 32)),
         ("data.text=title,body", ("title", "body")),
         ("data.text=title", ("title",)),
+        ("data.extra_rules=width", ("width",)),
+        ("data.extra_rules=width,mask_urls", ("width", "mask_urls")),
         ("data.labels=[World, Sports]", ("World", "Sports")),
         ("data.train=s3://b/a=1.csv", ("s3://b/a=1.csv",)),
     ],
