@@ -90,6 +90,8 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
         if address != "local":
             _check_reachable(address)
         if address == "local":
+            # Two Train runs and their helpers are eight processes, mostly idle: no reason for Ray to warn of a leak.
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, local_cpus())))
             options |= {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1", "num_cpus": local_cpus()}
         else:
             # Only the variables the workers need travel; the code must be installed on every node.

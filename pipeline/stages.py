@@ -74,7 +74,7 @@ def prepare(config: Config, address: str | None) -> None:
     """``broadsheet prepare``."""
     job = begin(config, False)
     make_prepared(job, address)
-    console.say("next", f"broadsheet train{_flags(config)}")
+    console.say("next", f"broadsheet train{flags(config)}")
 
 
 def train(config: Config, full: bool, address: str | None) -> None:
@@ -194,7 +194,7 @@ def _some(labels: list[str]) -> str:
     return ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
 
 
-def _flags(config: Config) -> str:
+def flags(config: Config) -> str:
     """The flags that say the same again, for the next command."""
     words: list[str] = []
     for flag, value, default in (("name", config.name, "default"), ("storage", config.storage, "runs"),

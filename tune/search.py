@@ -83,10 +83,10 @@ def run(config: Config, address: str | None) -> None:
     _keep(best, folder)
     (folder / "trials").delete()
     (folder / "config.yaml").write_text(configuration.dump(job.config))
-    _conclude(rows, best, folder, time.monotonic() - began)
+    _conclude(rows, best, folder, time.monotonic() - began, stages.flags(config.updated({"name": "winner"})))
 
 
-def _conclude(rows: list[dict[str, Any]], best: dict[str, Any], folder: Place, seconds: float) -> None:
+def _conclude(rows: list[dict[str, Any]], best: dict[str, Any], folder: Place, seconds: float, flags: str) -> None:
     default = rows[0]
     if best["trial"] == default["trial"]:
         gain = "no trial beat the default recipe"
@@ -101,7 +101,7 @@ def _conclude(rows: list[dict[str, Any]], best: dict[str, Any], folder: Place, s
     console.say("tune", f"-> {folder}/best and {folder}/trials.jsonl")
     sets = " ".join(f"--set {k}={v:g}" for k, v in best["point"].items())
     console.say("next", f"broadsheet serve {folder}")
-    console.say("next", f"train the winner on all rows: broadsheet train --full --name winner {sets}")
+    console.say("next", f"train the winner on all rows: broadsheet train --full{flags} {sets}")
 
 
 def _search(
