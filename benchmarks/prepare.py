@@ -54,10 +54,12 @@ def write_rows(texts: list[str], labels: list[str], count: int, folder: Path) ->
     return files
 
 
-def ours(files: list[Path], out: Path, cpus: int | None = None) -> Run:
-    """``broadsheet prepare``, on the first ``cpus`` cores if given."""
+def ours(files: list[Path], out: Path, cpus: int | None = None, on_ray: bool = False) -> Run:
+    """``broadsheet prepare``, on the first ``cpus`` cores if given, on Ray whatever the size if told."""
     binary = str(Path(sys.executable).with_name("broadsheet"))
     command = [binary, "prepare", "--data", str(files[0].parent), "--storage", str(out / "runs")]
+    if on_ray:
+        command += ["--set", "data.in_process_mb=0"]
     if cpus is not None:
         command = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:cpus])), *command]
     done = run(command, out / "ours.log", every=2.0)
@@ -117,13 +119,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="prepare-") as temporary:
         root = Path(temporary)
 
-        def measure(side: str, count: int, cpus: int | None = None) -> Run:
+        def measure(side: str, count: int, cpus: int | None = None, on_ray: bool = False) -> Run:
             out = root / f"out-{len(raw)}"
             out.mkdir()
-            done = peer(files[count], tokenizer, out) if side == "peer" else ours(files[count], out, cpus)
-            raw.append({"side": side, "rows": count, "cpus": cpus, "seconds": round(done.seconds, 2),
-                        "rows_per_s": round(count / done.seconds), "peak_one_mb": round(done.peak_one / 1e6),
-                        "peak_all_mb": round(done.peak_all / 1e6)})  # fmt: skip
+            done = peer(files[count], tokenizer, out) if side == "peer" else ours(files[count], out, cpus, on_ray)
+            raw.append(
+                {
+                    "side": side, "rows": count, "cpus": cpus, "on_ray": on_ray or count == large,
+                    "seconds": round(done.seconds, 2), "rows_per_s": round(count / done.seconds),
+                    "peak_one_mb": round(done.peak_one / 1e6), "peak_all_mb": round(done.peak_all / 1e6),
+                }
+            )  # fmt: skip
             print(raw[-1], flush=True)
             return done
 
@@ -133,10 +139,15 @@ def main() -> None:
                 for side in ("peer", "ours"):
                     measure(side, count)
         measure("ours", large, cpus=1)
+        same_layout = measure("ours", small, on_ray=True)
     differing, compared = differing_rows(tokenizer, data)
 
     def middle(side: str, count: int, what: str) -> float:
-        return statistics.median(r[what] for r in raw if (r["side"], r["rows"], r["cpus"]) == (side, count, None))
+        return statistics.median(
+            r[what]
+            for r in raw
+            if (r["side"], r["rows"], r["cpus"], r["on_ray"]) == (side, count, None, count == large)
+        )
 
     def ratio(count: int) -> float:
         return round(middle("peer", count, "seconds") / middle("ours", count, "seconds"), 2)
@@ -154,7 +165,7 @@ def main() -> None:
             "vs_datasets_map_1200k": ratio(large),
             "vs_datasets_map_120k": ratio(small),
             "cpu_scaling_2": round(one / middle("ours", large, "seconds"), 2),
-            "memory_growth": round(middle("ours", large, "peak_one_mb") / middle("ours", small, "peak_one_mb"), 3),
+            "memory_growth": round(middle("ours", large, "peak_one_mb") * 1e6 / same_layout.peak_one, 3),
             "tokens_identical": 1.0 - differing / compared,
         },
     }

@@ -153,6 +153,13 @@ class Place:
         names = sorted(i.base_name for i in found if i.type == fs.FileType.File and i.base_name.endswith(suffix))
         return [self / n for n in names if not n.startswith(".")]
 
+    def sweep(self) -> None:
+        """Remove what a killed ``write_bytes`` left below this folder."""
+        if self.is_local:
+            for left in Path(self.uri).rglob(".*.*"):
+                if left.is_file():
+                    left.unlink()
+
     def delete(self) -> None:
         """Remove the file or folder; nothing happens where there is none."""
         system, path = self.resolved()
@@ -183,7 +190,8 @@ def expand(pattern: str) -> list[str]:
     elif magic and not os.path.exists(pattern):
         names = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
     elif os.path.isdir(pattern):
-        names = sorted(str(p) for p in Path(pattern).rglob("*") if p.is_file() and not p.name.startswith("."))
+        inside = ((p, p.relative_to(pattern)) for p in Path(pattern).rglob("*") if p.is_file())
+        names = sorted(str(p) for p, relative in inside if not any(part.startswith(".") for part in relative.parts))
     else:
         names = [pattern] if os.path.isfile(pattern) else []
     if not names:

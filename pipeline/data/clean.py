@@ -46,9 +46,9 @@ class Rule:
 
 
 # Only complete entities: html.unescape alone would read the '&copy' of '?a=1&copy=2' as a copyright sign.
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # Each pattern begins with a literal character, which is what makes Python's search fast; the look behind it follows.
-_LOST_NUMERIC = re.compile(r"#(?<![&\w]#)(\d{2,5});")
+_LOST_NUMERIC = re.compile(r"#(?<![&\w]#)([0-9]{2,5});")
 _LOST_APOSTROPHE = re.compile(r"#(?<!&#)(?:39|146|8217);(?=(?:s|t|d|m|re|ve|ll)\b)")
 _SPACED_APOSTROPHE = re.compile(r" #(?:39|146|8217);(?=(?:s|t|d|m|re|ve|ll)\b)")
 _NAMES = ("quot", "amp", "lt", "gt", "nbsp", "hellip", "mdash", "ndash", "rsquo", "lsquo", "rdquo", "ldquo", "eacute")
@@ -85,6 +85,13 @@ _ELEMENTS = (
 _TAG = re.compile(rf"</?(?:{_ELEMENTS})(?:\s[^<>]{{0,2000}})?/?>|<!--.{{0,2000}}?-->", re.IGNORECASE | re.DOTALL)
 _ESCAPED = re.compile(r"\\(?=[$\"'&#%_])")
 _FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, explain=False)
+# Sorting a run of combining marks takes time that grows with its square: Unicode's stream-safe text (UAX #15) has
+# thirty at most.
+_MARKS = (
+    "[\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
+    "\u3099\u309a\ufe20-\ufe2f]"
+)
+_STACKED = re.compile(f"({_MARKS}{{30}}){_MARKS}+")
 # What ftfy leaves as it is, whatever stands around it: unified ideographs and the punctuation of Chinese. No step of
 # ftfy looks for them (its tables hold Latin letters and symbols), and NFC maps each to itself.
 _IDEOGRAPHIC = "\u4e00-\u9fff\u3001\u3002\u300a-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
@@ -95,8 +102,9 @@ _CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\u200b\u2060\
 _ODD_SPACE = "\\t-\\r\\x1c-\\x1f\\x85\\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 # ASCII only: Chinese text runs on right after an address, without a space.
-_URL = re.compile(
-    r"(?<![A-Za-z0-9])(?:https?://|ftp://|www\.)[^\s<>\"'\x7f-\U0010ffff]{1,2000}(?<![.,;:!?)\]])", re.IGNORECASE
+_URL = re.compile(  # no IGNORECASE: under it the class of all foreign letters also takes in 'i', 's' and 'k'
+    r"(?<![A-Za-z0-9])(?:[hH][tT][tT][pP][sS]?://|[fF][tT][pP]://|[wW]{3}\.)[^\s<>\"'\x7f-\U0010ffff]{1,2000}"
+    r"(?<![.,;:!?)\]])"
 )
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}"
@@ -161,7 +169,7 @@ RULES: tuple[Rule, ...] = (
         "mojibake",
         "Text decoded with the wrong code page ('â€™' for an apostrophe), ligatures, NFC (ftfy).",
         _FOREIGN.pattern,
-        lambda t: ftfy.fix_text(t, _FTFY),
+        lambda t: ftfy.fix_text(_STACKED.sub(r"\1", t), _FTFY),
         touches=lambda t: not _is_plain(t) and _FOREIGN.search(t),
     ),
     Rule(

@@ -70,8 +70,11 @@ def settle_conflicts(
     if policy == "keep" or not disputed.any():
         return first
     standing = first.copy()
-    for head in np.unique(first[disputed]):
-        group = np.flatnonzero(first == head)
+    order = np.argsort(first, kind="stable")
+    heads = np.unique(first[disputed])
+    begins, ends = (np.searchsorted(first[order], heads, side) for side in ("left", "right"))
+    for head, begin, end in zip(heads, begins, ends, strict=True):
+        group = order[begin:end]
         voters = group[sets[group] == sets[head]]
         names, votes = np.unique(labels[voters], return_counts=True)
         winners = names[votes == votes.max()]

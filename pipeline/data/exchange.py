@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.dedup import halves_of
+from pipeline.errors import WorkFailed
 from pipeline.storage import Place
 
 # One row between the passes. 'reason' is null for rows still in the running.
@@ -50,8 +51,11 @@ def read_bucket(folder: Place, bucket: int) -> pa.Table:
     """All rows of one bucket, ordered by source and row."""
     batches = []
     for part in folder.files(".arrow"):
-        with part.open_random() as f:
-            batches.append(pa.ipc.open_file(f).get_batch(bucket))
+        try:
+            with part.open_random() as f:
+                batches.append(pa.ipc.open_file(f).get_batch(bucket))
+        except pa.ArrowInvalid as e:  # parts are not synced to the disk one by one: the machine went down
+            raise WorkFailed(f"{part} is damaged: remove {folder.uri.rsplit('/', 1)[0]} and run again") from e
     table = pa.Table.from_batches(batches, ROWS)
     return table.sort_by([("source", "ascending"), ("row", "ascending")])
 

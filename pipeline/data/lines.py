@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Literal, TextIO
 
 BLOCK_CHARS = 1 << 20
 MAX_LINE_CHARS = 16 << 20
-MAX_RECORD_LINES = 5_000
+MAX_RECORD_LINES = 2_000
 NEVER_CLOSED = "a quotation mark is never closed"
 
 csv.field_size_limit(MAX_LINE_CHARS)
@@ -133,15 +132,14 @@ def _parse(block: Lines, delimiter: str, quoting: Literal[0, 3], last: bool) -> 
     out = Records([], [], decodable=block.decodable)
     start, lines = 0, len(block.texts)
     while start < lines:
-        parser = csv.reader(
-            itertools.islice(block.texts, start, None), delimiter=delimiter, quoting=quoting, strict=True
-        )
+        rest = map(block.texts.__getitem__, range(start, lines))
+        parser = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
         begin = 0
         try:
             for fields in parser:
                 end = parser.line_num
                 number = block.first + start + begin
-                if end - begin > MAX_RECORD_LINES:
+                if end - begin > 1 and _too_large(block.texts[start + begin : start + end]):
                     raise csv.Error
                 if not block.too_long.isdisjoint(range(start + begin, start + end)):
                     out.bad.append((number, too_long_message()))
@@ -152,13 +150,13 @@ def _parse(block: Lines, delimiter: str, quoting: Literal[0, 3], last: bool) -> 
             start = lines
         except csv.Error as e:
             at_end = "unexpected end of data" in str(e)
-            long = parser.line_num - begin > MAX_RECORD_LINES
-            if at_end and not long and not last and _chars(block.texts[start + begin :]) <= MAX_LINE_CHARS:
+            long = _too_large(block.texts[start + begin : start + parser.line_num])
+            if at_end and not long and not last:
                 return out, start + begin
             out.bad.append((block.first + start + begin, NEVER_CLOSED if at_end or long else str(e)))
             start += begin + 1
     return out, lines
 
 
-def _chars(texts: list[str]) -> int:
-    return sum(map(len, texts))
+def _too_large(texts: list[str]) -> bool:
+    return len(texts) > MAX_RECORD_LINES or sum(map(len, texts)) > MAX_LINE_CHARS

@@ -60,7 +60,7 @@ def write(
             for _, before, after in samples.get(rule.name, [])
         ],
         "cut": first["cut"],
-        "filled": first["filled"],
+        "filled": dict(sorted(first["filled"].items())),
         "warnings": profile.warnings(classes, second["unlearnable"]) + profile.label_collisions(labels),
     }
     content = {

@@ -126,6 +126,7 @@ class _Job:
         )
         tokenizer = self._tokenizer(shards, labels, bounds)
         second = self._second_pass(shards, labels, bounds, first["read"])
+        self.place.sweep()
         manifest.write(self.place, self.config, self.sources, labels, tokenizer, shards, first, second)
 
     def _first_pass(self, shards: int) -> tuple[HashSketch, dict[str, Any]]:

@@ -119,7 +119,7 @@ def fill_missing(
 ) -> tuple[pa.StringArray, dict[str, int]]:
     """Texts with missing ones replaced as the configuration asks, and how many were."""
     raw, filled = column["text"], {}
-    ways = [(config.fill_from, column["other"])] if config.fill_from else []
+    ways = [(f"column '{config.fill_from}'", column["other"])] if config.fill_from else []
     if config.placeholder:
         ways.append(("placeholder", pa.scalar(config.placeholder, pa.string())))
     for name, replacement in ways:

@@ -67,6 +67,7 @@ class Cutting:
         lower: ASCII letters may be lowered first.
         ideographs: cut around each ideograph.
         direct: a piece of ASCII letters and digits may go to the model without normalizer and pre-tokenizer.
+        raw: special tokens, which may not.
     """
 
     odd: str
@@ -75,6 +76,7 @@ class Cutting:
     lower: bool = False
     ideographs: bool = False
     direct: bool = False
+    raw: frozenset[str] = frozenset()
 
 
 def cutting(tokenizer: Any) -> Cutting | None:
@@ -92,12 +94,14 @@ def cutting(tokenizer: Any) -> Cutting | None:
     if normalizer.get("type") == "BertNormalizer" and pre_tokenizer.get("type") == "BertPreTokenizer":
         if model.get("type") != "WordPiece" or any(not t["content"].isascii() for t in others):
             return None
-        lower = bool(normalizer.get("lowercase"))
+        contents = [t["content"] for t in added if not t.get("normalized")]
+        # Lowering must not make a raw token out of what was none.
+        lower = bool(normalizer.get("lowercase")) and not any(re.search("[a-z]", c) for c in contents)
         # Next to a mark that is cut off, '_' say, a token that must stand alone would seem to.
         marks = all(t["content"].isalnum() and not t.get("single_word") for t in others)
         marks = marks and not any(t.get("single_word") for t in added)
         chinese = bool(normalizer.get("handle_chinese_chars"))
-        return Cutting(raw, marks=marks, lower=lower, ideographs=chinese, direct=not others)
+        return Cutting(raw, marks=marks, lower=lower, ideographs=chinese, direct=not others, raw=frozenset(contents))
     byte_level = pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
     if not normalizer and byte_level and model.get("type") == "BPE" and not model.get("dropout"):
         return Cutting("|".join(filter(None, [raw, _ODD_SPACE])), keep_space=True)
@@ -116,6 +120,8 @@ class WordCache:
         self._tokenizer = tokenizer
         self._model = tokenizer.model
         self._how = how
+        spec = json.loads(tokenizer.to_str()).get("normalizer") or {}
+        self._lowers = bool(spec.get("lowercase"))
         self._forget()
 
     def _forget(self) -> None:
@@ -197,7 +203,8 @@ class WordCache:
         if not self._how.direct:
             return [e.ids for e in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
         # Lowering is part of the normalizer that is skipped; a piece that was not cut may hold capitals.
-        plain = [p.isascii() and p.isalnum() and (not self._how.lower or p == p.lower()) for p in pieces]
+        low, raw = self._lowers, self._how.raw
+        plain = [p.isascii() and p.isalnum() and p not in raw and (not low or p == p.lower()) for p in pieces]
         others = [p for p, simple in zip(pieces, plain, strict=True) if not simple]
         rest = iter(self._tokenizer.encode_batch_fast(others, add_special_tokens=False))
         tokenize = self._model.tokenize

@@ -179,7 +179,7 @@ def test_missing_texts_are_filled_from_a_column_then_by_a_placeholder() -> None:
     ]
     table, facts = cleaned(rows, fill_from="title", placeholder="no text")
     assert table["text"].to_pylist() == ["from title", "no text", "text", ""]
-    assert facts["filled"] == {"title": 1, "placeholder": 1}
+    assert facts["filled"] == {"column 'title'": 1, "placeholder": 1}
     assert facts["rejected"] == {reject.UNREADABLE: 1}
     table, facts = cleaned(rows, fill_from="title")
     assert table["reason"].to_pylist() == [None, reject.MISSING_TEXT, None, reject.UNREADABLE]
