@@ -105,7 +105,7 @@ codecs.register_error(_MARK, _mark)
 
 def text_stream(uri: str, config: DataConfig) -> io.TextIOWrapper:
     """The characters of a file, decompressed."""
-    encoding = "utf-8-sig" if config.encoding.lower() in ("utf-8", "utf8") else config.encoding
+    encoding = "utf-8-sig" if codecs.lookup(config.encoding).name == "utf-8" else config.encoding
     return io.TextIOWrapper(Place.of(uri).open_input(compression(uri)), encoding=encoding, errors=_MARK, newline="")
 
 
@@ -137,7 +137,8 @@ def header(uri: str, format: str, config: DataConfig) -> tuple[list[str], int]:
         return list(config.columns), 0
     columns = [c.strip() for c in head[0]] if head else []
     # Only header lines hold nothing but type words; a label "d" would still need the text to be "string".
-    orange = format == "tab" and len(head) > 1 and all(c.strip() in _ORANGE_TYPES for c in head[1])
+    orange = format == "tab" and len(head) > 1 and any(c.strip() for c in head[1])
+    orange = orange and all(c.strip() in _ORANGE_TYPES for c in head[1])
     return columns, 3 if orange else 1
 
 
@@ -179,7 +180,7 @@ def _values(row: Any, config: DataConfig) -> tuple[list[str | None], str | None]
     values = [row.get(name) for name in names]
     if any(isinstance(v, (dict, list)) for v in values):
         return [None] * len(names), "text or label is not a plain value"
-    strings = [None if v is None else plain(v) for v in values]
+    strings = [None if v is None or v != v else plain(v) for v in values]  # NaN is a missing value
     if any(v is not None and undecodable(v, "text") for v in strings):
         return [None] * len(names), "lone surrogate in a string"
     return strings, None
@@ -189,6 +190,8 @@ def plain(value: Any) -> str:
     """A JSON or Arrow scalar as text; integers that were widened to floats lose their '.0'."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, bool):
+        return str(value).lower()  # as Parquet's are read
     return value if isinstance(value, str) else str(value)
 
 
@@ -236,6 +239,35 @@ def read_json_array(uri: str, config: DataConfig) -> Iterator[pa.Table]:
 
 _BETWEEN = re.compile(r"[\s,]*")
 _NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{)")
+_NEXT_ARRAY = re.compile(r"\]\s*\[")
+# A string does not cross a line end: a stray quotation mark cannot swallow the rest of the file.
+_PUNCTUATION = re.compile(r'"(?:[^"\\\n]|\\.)*"|[\[\]{},]')
+_PARTNER = {"}": "{", "]": "["}
+
+
+def _after_broken(buffer: str, at: int) -> int:
+    """Where the element that is not JSON ends: its brackets are balanced, or a comma or the array's end follows."""
+    open_brackets: list[str] = []
+    for match in _PUNCTUATION.finditer(buffer, at):
+        mark = match[0]
+        if mark in "{[":
+            open_brackets.append(mark)
+        elif mark in "}]":
+            if not open_brackets:
+                return max(match.start(), at + 1)
+            if open_brackets.pop() != _PARTNER[mark]:
+                break
+            if not open_brackets:
+                return match.end()
+        elif mark == "," and not open_brackets:
+            return max(match.start(), at + 1)
+    found = _NEXT_OBJECT.search(buffer, at)
+    return found.end() if found else len(buffer)
+
+
+def _is_end(buffer: str, at: int) -> bool:
+    """Whether nothing but the end of the array is left."""
+    return buffer[at] == "]" and not buffer[at + 1 :].strip()
 
 
 def json_elements(stream: io.TextIOWrapper, config: DataConfig) -> Iterator[tuple[int, Any, str | None]]:
@@ -245,10 +277,13 @@ def json_elements(stream: io.TextIOWrapper, config: DataConfig) -> Iterator[tupl
     number, at, more = 1, 0, True
     while True:
         at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]
+        if again := _NEXT_ARRAY.match(buffer, at):  # arrays one after the other
+            at = again.end()
+            continue
         error: str | None = None
         value: Any = None
         end = len(buffer)
-        if at < end and buffer[at] != "]":
+        if at < end and not _is_end(buffer, at):
             try:
                 value, end = decoder.raw_decode(buffer, at)
             except RecursionError:
@@ -260,11 +295,10 @@ def json_elements(stream: io.TextIOWrapper, config: DataConfig) -> Iterator[tupl
             block = stream.read(max(1 << 20, len(buffer) - at))
             buffer, at, more = buffer[at:] + block, 0, bool(block)
             continue
-        if at >= len(buffer) or buffer[at] == "]":
+        if at >= len(buffer) or _is_end(buffer, at):
             return
         if error:
-            found = _NEXT_OBJECT.search(buffer, at)
-            end = found.end() if found else len(buffer)
+            end = _after_broken(buffer, at)
         error = error or undecodable(buffer[at:end], config.encoding)
         yield number, value, error
         number, at = number + 1, end
@@ -346,34 +380,29 @@ def _strings(column: pa.Array, name: str, uri: str) -> tuple[pa.Array, dict[int,
 # --- folders of .txt files --------------------------------------------------------------------------------
 
 
-def read_txt_folder(uri: str, config: DataConfig) -> Iterator[pa.Table]:
-    """Each ``.txt`` file of a folder is one text, the folder's name its label; numbered in the order of their names."""
-    folder = Place.of(uri)
-    texts: list[str | None] = []
-    errors: dict[int, str] = {}
+def read_txt_files(label: str, files: Sequence[str], config: DataConfig) -> Iterator[pa.Table]:
+    """Each ``.txt`` file is one text, its folder's name the label; numbered in the order given."""
     first = 1
-
-    def chunk() -> pa.Table:
-        columns = [pa.array(texts, pa.string()) if i == 0 else pa.nulls(len(texts), pa.string())
-                   for i in range(len(wanted_columns(config)))]  # fmt: skip
-        columns[len(config.text)] = pa.array([folder.name] * len(texts), pa.string())
-        return table(range(first, first + len(texts)), columns, errors, config)
-
-    for file in folder.files(".txt"):
-        error: str | None
-        try:
-            with text_stream(file.uri, config) as stream:
-                text = stream.read(MAX_OBJECT_CHARS)
-        except OSError as e:
-            text, error = "", f"{file.name}: {e}"
-        else:
-            wrong = undecodable(text, config.encoding)
-            error = f"{file.name}: {wrong}" if wrong else None
-        if error:
-            errors[len(texts)] = error
-        texts.append(None if error else text)
-        if len(texts) >= PARQUET_ROWS:
-            yield chunk()
-            first, texts, errors = first + len(texts), [], {}
-    if texts:
-        yield chunk()
+    for start in range(0, len(files), PARQUET_ROWS):
+        texts: list[str | None] = []
+        errors: dict[int, str] = {}
+        for uri in files[start : start + PARQUET_ROWS]:
+            name = uri.rsplit("/", 1)[-1]
+            text, wrong = "", None
+            try:
+                with text_stream(uri, config) as stream:
+                    text = stream.read(MAX_OBJECT_CHARS + 1)
+                wrong = undecodable(text, config.encoding)
+                if len(text) > MAX_OBJECT_CHARS:
+                    wrong = f"longer than {MAX_OBJECT_CHARS:,} characters"
+            except OSError as e:
+                wrong = str(e)
+            if wrong:
+                errors[len(texts)] = f"{name}: {wrong}"
+            texts.append(None if wrong else text)
+        n = len(texts)
+        columns = [pa.array(texts, pa.string())]
+        columns += [pa.nulls(n, pa.string())] * (len(wanted_columns(config)) - 1)
+        columns[len(config.text)] = pa.array([label] * n, pa.string())
+        yield table(range(first, first + n), columns, errors, config)
+        first += n

@@ -7,6 +7,7 @@ raised by ``check``.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import lzma
@@ -40,6 +41,7 @@ class Source:
         split: 'train' (what is missing is split off it), 'validation' or 'test'.
         format: csv, tsv, tab, json, jsonl, parquet or txt.
         size: bytes, as they lie on the disk.
+        files: the files of a txt source.
     """
 
     uri: str
@@ -47,6 +49,7 @@ class Source:
     split: str
     format: str
     size: int
+    files: tuple[str, ...] = ()
 
 
 def find(patterns: Sequence[tuple[str, str]], config: DataConfig) -> list[Source]:
@@ -60,33 +63,48 @@ def find(patterns: Sequence[tuple[str, str]], config: DataConfig) -> list[Source
     Raises:
         UserError: a file is missing, empty, binary, in an unknown format, named twice, or lacks a column.
     """
-    found: dict[str, tuple[str, str]] = {}
+    _check_encoding(config.encoding)
+    found: dict[str, tuple[str, str, tuple[str, ...]]] = {}
     for pattern, split in patterns:
         files = expand(pattern)
+        folders: dict[str, list[str]] = {}
+        for file in files:
+            folders.setdefault(file.rsplit("/", 1)[0], []).append(file)
         texts = config.format in ("auto", "txt") and all(f.lower().endswith(".txt") for f in files)
-        folders = dict.fromkeys(f.rsplit("/", 1)[0] for f in files)
-        for uri in folders if texts and Place.of(pattern).uri not in folders else files:
+        here = Place.of(pattern).uri
+        if texts and here not in folders and here not in files:  # class folders, not one file nor one folder
+            new = {folder: (split, "txt", tuple(members)) for folder, members in folders.items()}
+        else:
+            new = {uri: (split, format_of(uri, config.format), ()) for uri in files}
+        for uri in new:
             if uri in found:
                 raise UserError(f"{uri} is named twice among data.train, data.validation and data.test")
-            found[uri] = (split, "txt" if uri in folders else format_of(uri, config.format))
+        found |= new
     names = [uri.rsplit("/", 1)[-1] for uri in found]
     sources = []
-    for name, (uri, (split, kind)) in zip(names, found.items(), strict=True):
-        place = Place.of(uri)
-        size = sum(f.info().size for f in place.files(".txt")) if kind == "txt" else place.info().size
-        sources.append(Source(uri, name if names.count(name) == 1 else uri, split, kind, size))
+    for name, (uri, (split, kind, members)) in zip(names, found.items(), strict=True):
+        size = sum(Place.of(f).info().size for f in members or (uri,))
+        sources.append(Source(uri, name if names.count(name) == 1 else uri, split, kind, size, members))
         check(sources[-1], config)
     return sources
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        known = codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise UserError(f"data.encoding: {name!r} is not a text encoding that Python knows")
 
 
 def content(source: Source) -> str:
     """A short string that changes when the content of a source does."""
     if source.format != "txt":
         return identity(source.uri)
-    files = Place.of(source.uri).files(".txt")
     digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(f"{file.name}|{identity(file.uri)}\n".encode())
+    for file in source.files:
+        digest.update(f"{file.rsplit('/', 1)[-1]}|{identity(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -118,6 +136,7 @@ def check(source: Source, config: DataConfig) -> list[str]:
     """
     if source.size == 0:
         raise UserError(f"{source.uri} is empty")
+    _check_encoding(config.encoding)
     if source.format == "txt":
         return []
     if source.format == "parquet":
@@ -147,7 +166,7 @@ def _text_columns(source: Source, config: DataConfig) -> list[str]:
     except DAMAGED as e:
         what = f"a {packed} file" if packed else "readable"
         raise UserError(f"{source.uri} is not {what}: {str(e).splitlines()[0]}") from e
-    if b"\x00" in head and not config.encoding.lower().startswith(("utf-16", "utf-32")):
+    if b"\x00" in head and not codecs.lookup(config.encoding).name.startswith(("utf-16", "utf-32")):
         what = "a Parquet file" if head[:4] == b"PAR1" else "binary, not text"
         raise UserError(f"{source.uri} is {what}: it was read as {source.format} (see data.format)")
     if not head.strip():
@@ -156,8 +175,6 @@ def _text_columns(source: Source, config: DataConfig) -> list[str]:
         if source.format in ("json", "jsonl"):
             return _json_columns(source, config)
         return parsers.header(source.uri, source.format, config)[0]
-    except LookupError as e:
-        raise UserError(f"data.encoding: {config.encoding!r} is not an encoding Python knows") from e
     except UnicodeError as e:
         raise UserError(f"{source.uri} cannot be read as {config.encoding} (data.encoding): {e}") from e
     except DAMAGED as e:
@@ -213,6 +230,8 @@ def read(source: Source, config: DataConfig) -> Iterator[pa.Table]:
         columns = [pa.nulls(1, pa.string())] * len(parsers.wanted_columns(config))
         reason = f"the file breaks off here: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
         yield parsers.table([last + 1], columns, {0: reason}, config)
+    except pa.ArrowInvalid as e:
+        raise UserError(f"{source.uri} is damaged: {str(e).splitlines()[0]}") from e
     except UnicodeError as e:
         raise UserError(f"{source.uri} is not in the encoding it is read as (data.encoding): {e}") from e
 
@@ -227,7 +246,7 @@ def _chunks(source: Source, config: DataConfig) -> Iterator[pa.Table]:
         case "parquet":
             return parsers.read_parquet(source.uri, config)
         case "txt":
-            return parsers.read_txt_folder(source.uri, config)
+            return parsers.read_txt_files(source.uri.rsplit("/", 1)[-1], source.files, config)
         case "json" | "jsonl":
             array = is_array(source, config)
             return (parsers.read_json_array if array else parsers.read_json_lines)(source.uri, config)

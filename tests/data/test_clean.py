@@ -129,6 +129,7 @@ def test_ftfy_leaves_plain_chinese_alone(text: str) -> None:
         ("urls", "see https://x.com/a?b=1, or www.y.org.", "see , or ."),
         ("mask_urls", "见https://x.com/a路径，好", "见[url]路径，好"),
         ("mask_urls", "at http://x.com!", "at [url]!"),
+        ("mask_urls", "https://www.example.com/this http://is.gd www.kiss.com", "[url] [url] [url]"),
         ("emails", "mail a.b+c@d-e.co.uk now", "mail now"),
         ("mask_emails", "联系a@b.cn。", "联系[email]。"),
         ("mask_emails", "x@y is none, x@y.de is", "x@y is none, [email] is"),

@@ -135,7 +135,7 @@ def test_bad_json_rows(tmp_path: Path) -> None:
     ]  # fmt: skip
     got = rows_of(tmp_path, b"\n".join(lines), "jsonl")
     assert [g[0] for g in got] == [1, 3, 4, 5, 6, 7, 8, 9, 10]
-    assert got[0] == (1, "a", "True", None)
+    assert got[0] == (1, "a", "true", None)
     assert got[4] == (6, "b", None, None)
     starts = ["not JSON", "not a JSON object", "text or label is not a plain", "lone surr", "byte 0xff is not utf-8"]
     errors = [g[3] or "" for g in got if g[3]]
@@ -158,6 +158,8 @@ def test_orange_tab_has_three_header_lines(tmp_path: Path) -> None:
     head = b"text\tlabel\n"
     assert rows_of(tmp_path, head + b"string\td\nmeta\tclass\nhi\td\n", "tab") == [(4, "hi", "d", None)]
     assert rows_of(tmp_path, head + b"hi\td\n", "tab") == [(2, "hi", "d", None)]
+    blank = rows_of(tmp_path, head + b"\t\nfoo\tx\nbar\ty\n", "tab")
+    assert [r[1] for r in blank] == ["", "foo", "bar"]
 
 
 def test_chunks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +195,14 @@ def test_a_json_array_is_read_element_by_element(tmp_path: Path, monkeypatch: py
     ]
     assert (got[1][3] or "").startswith("not JSON")
     assert got[3][3] == "not a JSON object"
+    for array, texts in (
+        (b'[{"text":"a","label":"x"}]\n[{"text":"b","label":"y"}]', ["a", "b"]),
+        (b'[{"text":bad,"m":[{"k":1},{"k":2}]},{"text":"b","label":1},{"text":"c","label":2}]', [None, "b", "c"]),
+        (b'[{"text":"a","label":1}, None, {"text":"b","label":2}, {"text":"c","label":2}]', ["a", None, "b", "c"]),
+        (b'[{"text":"a","label":1}, ], {"text":"b","label":2}]', ["a", None, "b"]),
+        (b'[{"text":"a", {"text":"b","label":1}, {"text":"c","label":1}]', [None, "c"]),
+    ):
+        assert [r[1] for r in rows_of(tmp_path, array, "json")] == texts, array
     many = [{"text": f"text {i} " * (i % 50), "label": i % 3} for i in range(60_000)]
     (tmp_path / "many.json").write_text(json.dumps(many))
     read_back = read_rows(tmp_path / "many.json", "json")
@@ -237,9 +247,15 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
         (2, "", "sport", None),
         (3, None, None, "9.txt: byte 0xff is not utf-8"),
     ]
+    (only,) = find([(str(tmp_path / "news" / "sp*" / "0.txt"), "train")], config)
+    assert [r["text"] for t in read(only, config) for r in t.to_pylist()] == ["a goal"]
+    with pytest.raises(UserError, match="cannot tell the format"):
+        find([(str(tmp_path / "news" / "sport"), "train")], config)
     before = content(sources[0])
     (tmp_path / "news" / "money" / "0.txt").write_text("another bank")
     assert content(sources[0]) != before
+    (tmp_path / "news" / "sport" / "5.TXT").write_text("another goal")
+    assert len(find([(str(tmp_path / "news"), "train")], config)[1].files) == 4
 
 
 def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:

@@ -133,3 +133,10 @@ def test_real_news(folder: Path) -> None:
     same(tokenizer, [clean(t) for t in pq.read_table(data / "ag_news/test.parquet")["text"].to_pylist()])
     lines = (data / "thucnews/test.txt").read_text(encoding="utf-8").splitlines()
     same(tokenizer, [line.rpartition("\t")[0] for line in lines])
+
+
+def test_raw_tokens_that_are_plain_words_are_found(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(wordpiece(tmp_path) / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("xxbos", special=True, normalized=False), AddedToken("<mask>", normalized=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    same(TextTokenizer(tmp_path, 32), ["xxbos", "XXBOS", "a xxbos b", "a <MASK> b", "a <mask> b"])
