@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, machine, write
+from measure import RESULTS, descendants, machine, write
 
 
 def digest(storage: Path) -> str:
@@ -35,17 +35,8 @@ def digest(storage: Path) -> str:
 
 def workers(root: int) -> list[int]:
     """The Ray worker processes among the descendants of a process."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = stat.read_text()
-        except OSError:
-            continue
-        children.setdefault(int(text.rsplit(")", 1)[1].split()[1]), []).append(int(text.split(" ", 1)[0]))
-    found, queue = [], [root]
-    while queue:
-        pid = queue.pop()
-        queue += children.get(pid, [])
+    found = []
+    for pid in descendants(root):
         try:
             if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
                 found.append(pid)

@@ -67,20 +67,25 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str] | None
     return Run(seconds, *peaks)
 
 
-def _tree(root: int) -> list[int]:
-    """The PSS of a process and of all its descendants, bytes each."""
-    parents: dict[int, list[int]] = {}
+def descendants(root: int) -> list[int]:
+    """A process and everything it started, by id."""
+    children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = stat.read_text()
         except OSError:
             continue
-        pid, parent = int(text.split(" ", 1)[0]), int(text.rsplit(")", 1)[1].split()[1])
-        parents.setdefault(parent, []).append(pid)
-    sizes, queue = [], [root]
-    while queue:
-        pid = queue.pop()
-        queue += parents.get(pid, [])
+        children.setdefault(int(text.rsplit(")", 1)[1].split()[1]), []).append(int(text.split(" ", 1)[0]))
+    found = [root]
+    for pid in found:  # grows while it is walked
+        found += children.get(pid, [])
+    return found
+
+
+def _tree(root: int) -> list[int]:
+    """The PSS of a process and of all its descendants, bytes each."""
+    sizes = []
+    for pid in descendants(root):
         try:
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
