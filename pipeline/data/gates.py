@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import DataConfig
 from pipeline.data import dedup, reject
+from pipeline.data.config import DataConfig
 from pipeline.errors import UserError
 
 KEYS = tuple(name for name in DataConfig.model_fields if name.startswith("gate_"))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cluster
-from pipeline.config import DataConfig
+from pipeline.data.config import DataConfig
 from pipeline.data.parsers import compression
 from pipeline.data.read import Source, read
 

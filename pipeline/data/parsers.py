@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import DataConfig
+from pipeline.data.config import DataConfig
 from pipeline.data.lines import Lines, Records, delimited, line_blocks, too_long_message
 from pipeline.errors import UserError
 from pipeline.storage import Place

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.config import DataConfig
 from pipeline.data import parsers
+from pipeline.data.config import DataConfig
 from pipeline.data.lines import line_blocks
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place, expand, identity

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import DataConfig
 from pipeline.data import dedup, reject, split
 from pipeline.data.clean import Tally, chosen, clean_column
+from pipeline.data.config import DataConfig
 from pipeline.data.exchange import ROWS
 from pipeline.data.profile import SPLITS
 from pipeline.data.read import Source

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config import DataConfig, load
+from pipeline.config import load
 from pipeline.data import dedup, reject, steps
+from pipeline.data.config import DataConfig
 from pipeline.data.exchange import ROWS
 from pipeline.data.parsers import CHUNK
 from pipeline.data.read import Source
