@@ -42,6 +42,13 @@ class DataConfig(Section):
     conflicts: Literal["keep", "majority", "drop"] = Field(
         "keep", description="Equal texts under several labels: keep the first, the majority's label, or none."
     )
+    near_duplicates: Literal["drop", "leaks", "keep"] = Field(
+        "drop", description="Nearly equal texts: drop all but one, those near a row of another split (leaks), or none."
+    )
+    near_threshold: float = Field(
+        0.8, ge=0.3, le=0.95, description="Jaccard similarity of n-gram sets from which texts are nearly equal."
+    )
+    near_ngram: int = Field(2, ge=1, le=10, description="Units (words; Chinese characters) of an n-gram.")
     min_chars: int = Field(2, ge=1, description="Shorter texts (after cleaning) are rejected as too short.")
     max_chars: int = Field(
         200_000, ge=10, description="Longer texts are cut here before cleaning; the report counts them."

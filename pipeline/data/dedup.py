@@ -1,4 +1,4 @@
-"""Exact duplicates: rows whose cleaned texts are equal when case is ignored.
+"""Exact duplicates: rows whose cleaned texts are equal when case is ignored. (``near`` finds those that are alike.)
 
 The first row of a fixed order is kept: test before validation before train (a text that is in the test set must
 not be trained on), then by source file and row. So the outcome does not depend on how many workers there are.
@@ -14,9 +14,9 @@ import pyarrow as pa
 
 KEY_BYTES = 16
 
-SAME = "exact duplicate"
-CONFLICT = "exact duplicate under another label"
-LEAK = "exact duplicate of a row in another split"
+SAME, NEAR = "exact duplicate", "near-duplicate"
+CONFLICT, NEAR_CONFLICT = f"{SAME} under another label", f"{NEAR} under another label"
+LEAK, NEAR_LEAK = f"{SAME} of a row in another split", f"{NEAR} of a row in another split"
 
 
 def text_key(text: str) -> bytes:
@@ -85,8 +85,10 @@ def settle_conflicts(
     return standing
 
 
-def reason(same_label: bool, same_split: bool) -> str:
+def reason(near: bool, same_label: bool, same_split: bool) -> str:
     """Why a duplicate is worth a second look: another label, another split, or just the same again."""
     if not same_label:
-        return CONFLICT
-    return SAME if same_split else LEAK
+        return NEAR_CONFLICT if near else CONFLICT
+    if not same_split:
+        return NEAR_LEAK if near else LEAK
+    return NEAR if near else SAME

@@ -48,7 +48,7 @@ def judge(config: DataConfig, ledger: Mapping[str, Any], classes: Mapping[str, M
     least = min(train, key=lambda name: (train[name], name))
     most = max(train.values())
     disputed = ledger["duplicates_by_reason"].get(dedup.CONFLICT, 0) + ledger["rejected"].get(reject.DISPUTED, 0)
-    leaks = ledger["duplicates_by_reason"].get(dedup.LEAK, 0)
+    leaks = sum(ledger["duplicates_by_reason"].get(reason, 0) for reason in (dedup.LEAK, dedup.NEAR_LEAK))
     held_out = ledger["kept"]["validation"] + ledger["kept"]["test"]
     rows, ratio = train[least], most / max(1, train[least])
     low, fail = config.gate_class_rows

@@ -1,4 +1,4 @@
-"""How the two passes of ``prepare`` are laid out: on Ray Data, or in this process when there is little to do.
+"""How the passes of ``prepare`` are laid out: on Ray Data, or in this process when there is little to do.
 
 Both give the functions of the passes the same work; what comes out does not depend on which one ran, nor on how
 blocks were cut or which worker finished first. Starting Ray and its workers takes some eight seconds on a laptop,
@@ -27,7 +27,7 @@ BLOCKS_PER_CPU = 6
 PACKED = 4  # how much larger a compressed file is taken to be when it is read
 
 Clean = Callable[[pa.Table], pa.Table]
-Finish = Callable[[int], None]
+Step = Callable[[int], None]
 
 
 class Layout(Protocol):
@@ -36,8 +36,8 @@ class Layout(Protocol):
     def clean(self, sources: Sequence[Source], data: DataConfig, clean: Clean) -> Iterator[dict[str, Any]]:
         """Read all sources, give blocks of their rows to ``clean``, and yield the rows of what it returns."""
 
-    def finish(self, buckets: Sequence[int], finish: Finish) -> Iterator[int]:
-        """Call ``finish`` for each bucket, and yield the buckets as they are done."""
+    def each(self, buckets: Sequence[int], step: Step) -> Iterator[int]:
+        """Call ``step`` for each bucket, and yield the buckets as they are done."""
 
 
 def raw_bytes(sources: Sequence[Source]) -> int:
@@ -69,11 +69,11 @@ class InProcess:
                 if waiting:
                     yield from clean(pa.concat_tables(waiting)).to_pylist()
 
-    def finish(self, buckets: Sequence[int], finish: Finish) -> Iterator[int]:
+    def each(self, buckets: Sequence[int], step: Step) -> Iterator[int]:
         """As of ``Layout``."""
         with _frozen():
             for bucket in buckets:
-                finish(bucket)
+                step(bucket)
                 yield bucket
 
 
@@ -104,17 +104,17 @@ class OnRay:
         chunks = files.map_batches(read_file, batch_size=1, num_cpus=0.25, concurrency=readers, **arrow)
         yield from chunks.map_batches(clean_block, batch_size=None, num_cpus=0.7, **arrow).iter_rows()
 
-    def finish(self, buckets: Sequence[int], finish: Finish) -> Iterator[int]:
+    def each(self, buckets: Sequence[int], step: Step) -> Iterator[int]:
         """As of ``Layout``."""
 
-        def finish_bucket(batch: pa.Table) -> pa.Table:
+        def do(batch: pa.Table) -> pa.Table:
             with _frozen():
                 for bucket in batch["item"].to_pylist():
-                    finish(bucket)
+                    step(bucket)
             return batch
 
         items = cluster.data().from_items(list(buckets), override_num_blocks=len(buckets))
-        for row in items.map_batches(finish_bucket, batch_format="pyarrow", batch_size=1, num_cpus=1).iter_rows():
+        for row in items.map_batches(do, batch_format="pyarrow", batch_size=1, num_cpus=1).iter_rows():
             yield row["item"]
 
 

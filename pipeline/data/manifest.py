@@ -22,6 +22,7 @@ def write(
     tokenizer: dict[str, Any],
     shards: int,
     first: dict[str, Any],
+    near: dict[str, Any],
     second: dict[str, Any],
 ) -> None:
     """Write ``labels.json``, ``profile.json`` and ``manifest.json``.
@@ -33,7 +34,7 @@ def write(
         labels: the frozen label names.
         tokenizer: what ``prepare`` notes about it.
         shards: how many there are.
-        first, second: the summed facts of the two passes (``steps``).
+        first, near, second: the summed facts of the passes.
 
     Raises:
         UserError: no row is left for training.
@@ -61,6 +62,7 @@ def write(
         ],
         "cut": first["cut"],
         "filled": dict(sorted(first["filled"].items())),
+        "near_pairs": near["pairs"],
         "warnings": profile.warnings(classes, second["unlearnable"]) + profile.label_collisions(labels),
     }
     content = {

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.storage import Place
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

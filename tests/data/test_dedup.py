@@ -50,6 +50,9 @@ def test_conflicts(policy: str, labels: list[int], sets: list[int], standing: li
 
 
 def test_reason_names_the_graver_matter() -> None:
-    assert dedup.reason(same_label=False, same_split=False) == dedup.CONFLICT
-    assert dedup.reason(same_label=True, same_split=False) == dedup.LEAK
-    assert dedup.reason(same_label=True, same_split=True) == dedup.SAME
+    assert dedup.reason(near=False, same_label=False, same_split=False) == dedup.CONFLICT
+    assert dedup.reason(near=False, same_label=True, same_split=False) == dedup.LEAK
+    assert dedup.reason(near=False, same_label=True, same_split=True) == dedup.SAME
+    assert dedup.reason(near=True, same_label=False, same_split=True) == dedup.NEAR_CONFLICT
+    assert dedup.reason(near=True, same_label=True, same_split=False) == dedup.NEAR_LEAK
+    assert dedup.reason(near=True, same_label=True, same_split=True) == dedup.NEAR

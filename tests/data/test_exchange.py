@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.dedup import text_key
-from pipeline.data.exchange import ROWS, read_bucket, write_part
+from pipeline.data import exchange
+from pipeline.data.dedup import halves_of, text_key
+from pipeline.data.exchange import ROWS, read_bucket
 from pipeline.storage import Place
 
 
@@ -17,6 +18,13 @@ def rows(numbers: list[int], source: int = 0) -> pa.Table:
     columns = [[source] * n, numbers, texts, ["a"] * n, [text_key(t) for t in texts], [None] * n,
                [None] * n]  # fmt: skip
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, ROWS, strict=True)], schema=ROWS)
+
+
+def write_part(table: pa.Table, buckets: int, place: Place) -> None:
+    keys = table["key"].combine_chunks()
+    key = keys.chunk(0) if isinstance(keys, pa.ChunkedArray) and keys.num_chunks else keys
+    hashes = halves_of(key)[:, 0] if len(key) else halves_of(pa.array([], pa.binary(16)))[:, 0]
+    exchange.write_part(table, exchange.bucket_of(hashes, buckets), buckets, place)
 
 
 def test_rows_meet_by_text_whatever_the_parts(tmp_path: Path) -> None:

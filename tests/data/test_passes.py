@@ -1,4 +1,4 @@
-"""The two passes of prepare, on tables small enough to check by hand."""
+"""The first and the second pass of prepare, on tables small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import load
-from pipeline.data import dedup, reject, steps
+from pipeline.data import dedup, first_pass, near_pass, reject, second_pass
 from pipeline.data.config import DataConfig
 from pipeline.data.exchange import ROWS
 from pipeline.data.parsers import CHUNK
+from pipeline.data.rank import rank
 from pipeline.data.read import Source
 from pipeline.data.split import HashSketch
 from pipeline.data.tokenize import TextTokenizer, train_wordpiece
@@ -32,7 +33,18 @@ def cleaned(rows: list[Row], **changes: Any) -> tuple[pa.Table, dict[str, Any]]:
     if len(columns) < len(CHUNK_SCHEMA):
         columns.append((None,) * len(rows))
     chunk = pa.table([pa.array(c, f.type) for c, f in zip(columns, CHUNK_SCHEMA, strict=True)], schema=CHUNK_SCHEMA)
-    return steps.clean_rows(chunk, SOURCES, data(**changes))
+    return first_pass.clean_rows(chunk, SOURCES, data(**changes))
+
+
+def finished(
+    table: pa.Table,
+    labels: list[str],
+    bounds: dict[str, tuple[int, int]],
+    tokenizer: TextTokenizer,
+    policy: str = "keep",
+) -> second_pass.Finished:
+    ranked = rank(table, SOURCES, labels, bounds, policy)
+    return second_pass.finish_rows(table, SOURCES, labels, ranked, tokenizer, near_pass.FALLEN.empty_table())
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +69,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     ],
 )
 def test_label_names(raw: str | None, name: str | None, reason: str | None) -> None:
-    assert steps.label_name(raw, data(labels=["World", "Sports"], labels_start=1)) == (name, reason)
+    assert first_pass.label_name(raw, data(labels=["World", "Sports"], labels_start=1)) == (name, reason)
 
 
 def test_without_names_a_label_is_what_was_read() -> None:
-    assert steps.label_name(" 7 ", data()) == ("7", None)
+    assert first_pass.label_name(" 7 ", data()) == ("7", None)
 
 
 def test_clean_rows_keeps_every_row_with_its_reason() -> None:
@@ -104,7 +116,7 @@ def test_clean_rows_keeps_every_row_with_its_reason() -> None:
 def test_class_hashes_take_rows_of_train_files_still_in_the_running() -> None:
     table, _ = cleaned([(0, 2, "one", "a", None), (0, 3, "ONE", "a", None), (2, 2, "two", "a", None),
                         (0, 4, "", "a", None), (0, 5, "three", "b", None)])  # fmt: skip
-    hashes = steps.class_hashes(table, SOURCES)
+    hashes = first_pass.class_hashes(table, SOURCES)
     assert {k: len(v) for k, v in hashes.items()} == {"a": 2, "b": 1}
     assert hashes["a"][0] == hashes["a"][1] == np.frombuffer(dedup.text_key("one"), "<u8")[1]
 
@@ -124,7 +136,7 @@ def test_finish_rows_settles_duplicates_and_labels(tokenizer: TextTokenizer) -> 
             (2, 4, "bad", None, None),
         ]
     )
-    done = steps.finish_rows(table, SOURCES, ["a", "b"], {}, tokenizer)
+    done = finished(table, ["a", "b"], {}, tokenizer)
     kept = {s: done.tables[s]["id"].to_pylist() for s in ("train", "validation", "test")}
     assert kept == {
         "train": ["train.csv:2", "train.csv:4", "train.csv:6"],
@@ -156,9 +168,9 @@ def test_ledger_adds_up(tokenizer: TextTokenizer) -> None:
     ]  # fmt: skip
     table, _ = cleaned(rows)
     sketch = HashSketch()
-    for label, hashes in steps.class_hashes(table, SOURCES).items():
+    for label, hashes in first_pass.class_hashes(table, SOURCES).items():
         sketch.add(label, hashes)
-    done = steps.finish_rows(table, SOURCES, sorted(sketch.smallest), sketch.bounds(0.2, 0.2), tokenizer)
+    done = finished(table, sorted(sketch.smallest), sketch.bounds(0.2, 0.2), tokenizer)
     facts = done.facts
     total = sum(facts["kept"].values()) + sum(facts["rejected"].values()) + sum(facts["duplicates"].values())
     assert total == facts["read"] == 200
@@ -194,7 +206,7 @@ def test_conflicts(policy: str, kept: list[int], rejected: list[int], tokenizer:
     labels = ["a", "b", "b", "a", "b"]
     texts = ["news"] * 3 + ["good"] * 2
     table, _ = cleaned([(0, i + 2, t, x, None) for i, (t, x) in enumerate(zip(texts, labels, strict=True))])
-    done = steps.finish_rows(table, SOURCES, ["a", "b"], {}, tokenizer, policy)
+    done = finished(table, ["a", "b"], {}, tokenizer, policy)
     assert done.tables["train"]["id"].to_pylist() == [f"train.csv:{i}" for i in kept]
     assert done.tables["rejected"]["id"].to_pylist() == [f"train.csv:{i}" for i in rejected]
     assert set(done.tables["rejected"]["stage"].to_pylist()) <= {"duplicates"}
@@ -204,6 +216,6 @@ def test_conflicts(policy: str, kept: list[int], rejected: list[int], tokenizer:
 def test_a_training_row_cannot_unseat_a_test_row(tokenizer: TextTokenizer) -> None:
     table, _ = cleaned([(0, 2, "news", "a", None), (0, 3, "news", "a", None), (2, 2, "news", "b", None)])
     for policy in ("keep", "majority", "drop"):
-        done = steps.finish_rows(table, SOURCES, ["a", "b"], {}, tokenizer, policy)
+        done = finished(table, ["a", "b"], {}, tokenizer, policy)
         assert done.tables["test"]["id"].to_pylist() == ["test.csv:2"]
         assert done.facts["duplicates"] == {dedup.CONFLICT: 2}

@@ -1,0 +1,146 @@
+"""The first pass of ``prepare``: label, clean, reject and hash the rows of a block. Plain functions over Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data import dedup, reject
+from pipeline.data.clean import Tally, chosen, clean_column
+from pipeline.data.columns import as_type, one, to_mask
+from pipeline.data.config import DataConfig
+from pipeline.data.exchange import ROWS
+from pipeline.data.read import Source
+
+_CODE = {reason: i for i, reason in enumerate(reject.REASONS)}
+_NAMES = pa.array(list(reject.REASONS), pa.string())
+
+
+def label_name(raw: str | None, config: DataConfig) -> tuple[str | None, str | None]:
+    """The name of a label as read, and the reason to reject it.
+
+    With ``data.labels`` an integer is turned into its name; anything that is neither an integer in range nor
+    one of the names is unknown.
+    """
+    value = (raw or "").strip()
+    if not value:
+        return None, reject.MISSING_LABEL
+    if not config.labels:
+        return value, None
+    if value in config.labels:
+        return value, None
+    try:
+        at = int(value) - config.labels_start
+    except ValueError:
+        return value, reject.UNKNOWN_LABEL
+    return (config.labels[at], None) if 0 <= at < len(config.labels) else (value, reject.UNKNOWN_LABEL)
+
+
+def clean_rows(chunk: pa.Table, sources: Sequence[Source], config: DataConfig) -> tuple[pa.Table, dict[str, Any]]:
+    """The first pass over one block: name labels, clean, reject, and hash what is left.
+
+    Args:
+        chunk: columns ``source`` (index into ``sources``) and those of ``read.chunk_schema``.
+        sources: the files of the job.
+        config: the data section.
+
+    Returns:
+        The rows in schema ``exchange.ROWS``, every row of the chunk among them, and facts to add up:
+        ``rules`` (rows changed by each), ``samples``, ``cut`` (rows cut at ``max_chars``), ``filled``.
+    """
+    chunk = chunk.combine_chunks()
+    column = {name: one(chunk[name]) for name in chunk.column_names}
+    n = chunk.num_rows
+    readable = pc.is_null(column["error"])
+    raw, filled = fill_missing(column, readable, config)
+    # An unreadable row is not cleaned: it counts for no rule.
+    texts = pc.if_else(readable, pc.fill_null(raw, ""), "")
+    long = pc.greater(pc.utf8_length(texts), config.max_chars)
+    cut = pc.sum(long).as_py() or 0
+    if cut:
+        texts = pc.if_else(long, pc.utf8_slice_codeunits(texts, 0, config.max_chars), texts)
+    tally = Tally()
+    texts = clean_column(texts, chosen(config.extra_rules), tally)
+
+    names, label_codes = _labels(column["label"], config)
+    reasons = np.where(to_mask(pc.less(pc.utf8_length(texts), config.min_chars)), _CODE[reject.TOO_SHORT], -1)
+    empty = np.flatnonzero(to_mask(pc.equal(pc.binary_length(texts), 0)))
+    reasons = np.where((reasons < 0) & (label_codes == _CODE[reject.UNKNOWN_LABEL]), label_codes, reasons)
+    reasons[empty] = _CODE[reject.EMPTY]
+    reasons = np.where(label_codes == _CODE[reject.MISSING_LABEL], label_codes, reasons)
+    # What was blank from the start is empty now as well, so only empty texts need the look.
+    blank = [i for i, t in zip(empty, raw.take(pa.array(empty)).to_pylist(), strict=True) if not (t or "").strip()]
+    reasons[blank] = _CODE[reject.MISSING_TEXT]
+    reasons[~to_mask(readable)] = _CODE[reject.UNREADABLE]
+
+    bad = reasons >= 0
+    contents = texts.to_pylist()
+    if bad.any():  # a rejected row is nobody's duplicate
+        places = zip(column["source"].to_pylist(), column["row"].to_pylist(), strict=True)
+        contents = [f"{p[0]}:{p[1]}" if b else t for t, b, p in zip(contents, bad.tolist(), places, strict=True)]
+    keys = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(dedup.KEY_BYTES), n, [None, pa.py_buffer(b"".join(map(dedup.text_key, contents)))]
+    )
+    reason = pc.take(_NAMES, pa.array(reasons, mask=~bad))
+    rows = [column["source"], column["row"], texts, names, keys, reason, column["error"]]
+    counts = np.bincount(reasons[bad], minlength=len(_CODE))
+    facts = {
+        "read": n,
+        "rejected": {name: int(counts[code]) for name, code in _CODE.items() if counts[code]},
+        "rules": tally.changed,
+        "samples": {rule: [list(s) for s in samples] for rule, samples in tally.chosen.items()},
+        "cut": cut,
+        "filled": filled,
+    }
+    return pa.table([as_type(c, f.type) for c, f in zip(rows, ROWS, strict=True)], schema=ROWS), facts
+
+
+def fill_missing(
+    column: Mapping[str, pa.Array], readable: pa.BooleanArray, config: DataConfig
+) -> tuple[pa.StringArray, dict[str, int]]:
+    """Texts with missing ones replaced as the configuration asks, and how many were."""
+    raw, filled = column["text"], {}
+    ways = [(f"column '{config.fill_from}'", column["other"])] if config.fill_from else []
+    if config.placeholder:
+        ways.append(("placeholder", pa.scalar(config.placeholder, pa.string())))
+    for name, replacement in ways:
+        missing = pc.and_(readable, _blank(raw))
+        if not isinstance(replacement, pa.Scalar):
+            missing = pc.and_(missing, pc.invert(_blank(replacement)))
+        if count := pc.sum(missing).as_py():
+            filled[name] = count
+            raw = pc.if_else(missing, replacement, raw)
+    return raw, filled
+
+
+def _blank(texts: pa.StringArray) -> pa.BooleanArray:
+    return pc.fill_null(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0), True)
+
+
+def _labels(raw: pa.Array, config: DataConfig) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """The label name of each row, and the code of the reason against it (-1 for none), one look per distinct value."""
+    encoded = raw.dictionary_encode()
+    named = [label_name(value, config) for value in encoded.dictionary.to_pylist()]
+    at = pc.fill_null(encoded.indices, len(named))
+    named.append((None, reject.MISSING_LABEL))
+    codes = np.array([-1 if reason is None else _CODE[reason] for _, reason in named])
+    return pa.array([name for name, _ in named], pa.string()).take(at), codes[at.to_numpy()]
+
+
+def class_hashes(rows: pa.Table, sources: Sequence[Source]) -> dict[str, npt.NDArray[np.uint64]]:
+    """The split hashes of the rows still in the running that belong to train files, by class."""
+    in_train = np.array([s.split == "train" for s in sources])
+    alive = to_mask(pc.is_null(one(rows["reason"]))) & in_train[rows["source"].to_numpy()]
+    encoded = one(rows["label"]).dictionary_encode()
+    labels = pc.fill_null(encoded.indices, -1).to_numpy()
+    hashes = dedup.halves_of(one(rows["key"]))[:, 1]
+    return {
+        name: hashes[alive & (labels == i)]
+        for i, name in enumerate(encoded.dictionary.to_pylist())
+        if (alive & (labels == i)).any()
+    }

@@ -1,0 +1,151 @@
+"""Near-duplicates through the whole of prepare: what falls, for whom, with which reason, however it is laid out."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.config import load
+from pipeline.data import dedup, named, near_pass, prepare
+from pipeline.data.prepared import Prepared
+from pipeline.data.read import Source
+from pipeline.model.source import resolve
+
+WORDS = [f"word{i}" for i in range(4_000)]
+
+
+def sentence(generator: random.Random, words: int = 40) -> list[str]:
+    return generator.choices(WORDS, k=words)
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> str:
+    with path.open("w", newline="") as f:
+        csv.writer(f).writerows([("text", "label"), *rows])
+    return str(path)
+
+
+def prepared(folder: Path, files: dict[str, str], *sets: str) -> Prepared:
+    flags: dict[str, Any] = {"storage": str(folder)} | {f"data.{split}": (file,) for split, file in files.items()}
+    config = load(None, ["model.name=lstm", "model.vocab_size=300", *sets], flags)
+    return prepare.prepare(named.resolve(config)[0], resolve("lstm"))[0]
+
+
+def listed(done: Prepared) -> list[dict[str, Any]]:
+    return done.table("duplicates").to_pylist() if done.shards("duplicates") else []
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """200 different texts to train on; the first ten again, lightly edited, in each place where they can be."""
+    generator = random.Random(11)
+    folder = tmp_path_factory.mktemp("rows")
+    texts = [sentence(generator) for _ in range(200)]
+
+    def edited(k: int) -> str:
+        words = list(texts[k])
+        words[20] = "edited"
+        return " ".join(words).upper()
+
+    label = "ab"
+    train = [(" ".join(t), label[i % 2]) for i, t in enumerate(texts)]
+    train += [(edited(k), label[k % 2]) for k in range(4)]  # lines 202 to 205
+    train += [(edited(4), label[1]), (edited(4), label[1])]  # 206, 207: another label, and twice
+    tests = [(edited(k), label[k % 2]) for k in (5, 6, 7)] + [(edited(7) + " more", "b")]
+    tests += [(" ".join(sentence(generator)), label[i % 2]) for i in range(20)]
+    validation = [(edited(7) + " less", "b"), (edited(8), "a")]
+    validation += [(" ".join(sentence(generator)), label[i % 2]) for i in range(20)]
+    parts = {"train": train, "validation": validation, "test": tests}
+    return {split: write(folder / f"{split}.csv", rows) for split, rows in parts.items()}
+
+
+def test_each_falls_for_the_best_like_it(files: dict[str, str], tmp_path: Path) -> None:
+    done = prepared(tmp_path, files)
+    found = {r["id"]: (r["kept_id"], r["kept_split"], r["reason"]) for r in listed(done)}
+    # The originals in lines 2 to 11: those like a test or validation row fall for it, whatever stands first.
+    assert found == {
+        **{f"train.csv:{202 + k}": (f"train.csv:{2 + k}", "train", dedup.NEAR) for k in range(4)},
+        "train.csv:206": ("train.csv:6", "train", dedup.NEAR_CONFLICT),
+        "train.csv:207": ("train.csv:6", "train", dedup.NEAR_CONFLICT),
+        **{f"train.csv:{7 + k}": (f"test.csv:{2 + k}", "test", dedup.NEAR_LEAK) for k in range(3)},
+        "train.csv:10": ("validation.csv:3", "validation", dedup.NEAR_LEAK),
+        "validation.csv:2": ("test.csv:4", "test", dedup.NEAR_LEAK),
+    }  # test.csv:5 is like test.csv:4, but a test set that was given is not thinned out
+    assert all(0.8 <= r["similarity"] < 1 for r in listed(done))
+    ledger = done.ledger
+    assert ledger["read"] == sum(ledger["kept"].values()) + ledger["duplicates"]
+    assert ledger["kept"]["test"] == 24
+    kept = {i for s in ("train", "validation", "test") for i in done.table(s)["id"].to_pylist()}
+    assert not kept & set(found)
+    assert {kept_id for kept_id, *_ in found.values()} <= kept
+
+
+def test_leaks_only_and_keep(files: dict[str, str], tmp_path: Path) -> None:
+    leaks = listed(prepared(tmp_path, files, "data.near_duplicates=leaks"))
+    assert {r["reason"] for r in leaks} == {dedup.NEAR_LEAK, dedup.SAME}
+    assert len(leaks) == 6  # train.csv:207 is the very text of 206
+    keep = listed(prepared(tmp_path, files, "data.near_duplicates=keep"))
+    assert [(r["id"], r["similarity"]) for r in keep] == [("train.csv:207", 1.0)]
+    stricter = listed(prepared(tmp_path, files, "data.near_threshold=0.95"))
+    assert sorted(r["id"] for r in stricter) == ["train.csv:207", "validation.csv:2"]
+
+
+@pytest.mark.parametrize("megabytes", [0, 64], ids=["on Ray", "in process"])
+def test_the_same_however_it_is_laid_out(
+    megabytes: int, files: dict[str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(near_pass.near, "BLOCK_TEXTS", 37)
+    done = prepared(tmp_path / str(megabytes), files, f"data.in_process_mb={megabytes}")
+    assert sorted(r["id"] for r in listed(done)) == sorted(r["id"] for r in listed(prepared(tmp_path / "b", files)))
+
+
+def test_a_template_repeated_a_thousand_times(tmp_path: Path) -> None:
+    generator = random.Random(2)
+    body = sentence(generator, 60)
+    rows = [(" ".join([*body, str(i)]), "ab"[i % 2]) for i in range(1_000)]
+    rows += [(" ".join(sentence(generator)), "ab"[i % 2]) for i in range(50)]
+    random.Random(3).shuffle(rows)
+    done = prepared(tmp_path, {"train": write(tmp_path / "rows.csv", rows)})
+    kept = [t for s in ("train", "validation", "test") for t in done.table(s)["text"].to_pylist()]
+    assert sum(body[0] in t and body[1] in t for t in kept) == 1
+    assert len(kept) == 51
+
+
+@pytest.mark.parametrize("changed", [150, 4_000], ids=["alike", "unlike"])
+def test_long_texts_are_compared_by_a_sample(changed: int, tmp_path: Path) -> None:
+    generator = random.Random(4)
+    long = [f"{generator.getrandbits(40):x}" for _ in range(9_000)]
+    other = list(long)
+    for k in range(changed):
+        other[k * 2] = "new"
+    rows = [(" ".join(long), "a"), (" ".join(other), "a"), *((" ".join(sentence(generator)), "b") for _ in range(8))]
+    done = prepared(tmp_path, {"train": write(tmp_path / "rows.csv", rows)})
+    real = 1 - 2 * changed / 9_000
+    found = [r["similarity"] for r in listed(done)]
+    if changed == 150:
+        assert found == pytest.approx([real / (2 - real)], abs=0.04)
+    else:
+        assert not found
+
+
+def test_orders_of_preference() -> None:
+    splits, source, row = np.array([0, 1, 2, 2]), np.array([5, 0, 3_000_000, 1]), np.array([9, 2**39, 1, 7])
+    order = near_pass.orders(splits, source, row)
+    assert np.argsort(order).tolist() == [3, 2, 1, 0], "test before validation before train"
+    assert near_pass.split_of(order).tolist() == splits.tolist()
+    assert [x.tolist() for x in near_pass.place_of(order)] == [source.tolist(), row.tolist()]
+
+
+def test_no_pairs_no_texts_fall() -> None:
+    empty = near_pass.compare(near_pass.SETS.empty_table(), 0.8)
+    assert empty.schema == near_pass.ALIKE
+    fallen = near_pass.decide(empty, [Source("/a", "a", "train", "csv", 1)], "drop")
+    assert fallen.schema == near_pass.FALLEN
+    assert fallen.num_rows == 0
+    assert isinstance(fallen, pa.Table)
