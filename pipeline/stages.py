@@ -130,6 +130,9 @@ def make_prepared(job: Job, address: str | None) -> None:
     if ledger["duplicates"]:
         reasons = ledger["duplicates_by_reason"]
         console.say("prepare", "duplicates: " + ", ".join(f"{n:,} {r}" for r, n in reasons.items()))
+    if ledger["augmented"]:
+        made = ", ".join(f"{n:,} by {operation}" for operation, n in ledger["augmented"].items())
+        console.say("prepare", f"changed copies of training rows: {made}")
     if prepared.profile["filled"]:
         filled = ", ".join(f"{n:,} from {way}" for way, n in prepared.profile["filled"].items())
         console.say("prepare", f"missing texts filled: {filled}")

@@ -53,6 +53,19 @@ class DataConfig(Section):
     max_chars: int = Field(
         200_000, ge=10, description="Longer texts are cut here before cleaning; the report counts them."
     )
+    augment: tuple[Literal["delete", "swap", "typo", "neighbours"], ...] = Field(
+        (), description="Changed copies of training rows by: delete, swap, typo, neighbours (for topics); empty: none."
+    )
+    augment_copies: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="Copies of each training row; 0.5: of half of them; 0 with balance: small classes.",
+    )
+    augment_share: float = Field(0.1, gt=0, le=1, description="Share of a text's words that a copy changes.")
+    augment_balance: bool = Field(
+        False, description="More copies for smaller classes, up to the largest's size, at most 10 of a row."
+    )
     gate_reject_rate: tuple[float, float] = Field(
         (0.05, 0.5), description="Share of rejected rows above which training is warned of, and refused."
     )

@@ -24,6 +24,7 @@ from pipeline.data.read import Source, read
 # second that Ray Data takes to start the next task does not count.
 BLOCK_BYTES = (1 << 20, 16 << 20)
 BLOCKS_PER_CPU = 6
+FILES_PER_CPU = 2  # from which on whole files are handed out, rather than their blocks
 PACKED = 4  # how much larger a compressed file is taken to be when it is read
 
 Clean = Callable[[pa.Table], pa.Table]
@@ -60,14 +61,8 @@ class InProcess:
         """As of ``Layout``."""
         with _frozen():
             for i, source in enumerate(sources):
-                waiting: list[pa.Table] = []
-                for chunk in _numbered(i, source, data):
-                    waiting.append(chunk)
-                    if sum(c.nbytes for c in waiting) >= BLOCK_BYTES[1]:
-                        yield from clean(pa.concat_tables(waiting)).to_pylist()
-                        waiting = []
-                if waiting:
-                    yield from clean(pa.concat_tables(waiting)).to_pylist()
+                for block in _blocks(i, source, data):
+                    yield from clean(block).to_pylist()
 
     def each(self, buckets: Sequence[int], step: Step) -> Iterator[int]:
         """As of ``Layout``."""
@@ -83,6 +78,13 @@ class OnRay:
     def clean(self, sources: Sequence[Source], data: DataConfig, clean: Clean) -> Iterator[dict[str, Any]]:
         """As of ``Layout``."""
         cpus = max(1, cluster.resources().cpus)
+        files = cluster.data().from_items(list(range(len(sources))), override_num_blocks=len(sources))
+        arrow: dict[str, Any] = {"batch_format": "pyarrow"}
+
+        def read_and_clean(batch: pa.Table) -> Iterator[pa.Table]:
+            with _frozen():
+                for i in batch["item"].to_pylist():
+                    yield from map(clean, _blocks(i, sources[i], data))
 
         def read_file(batch: pa.Table) -> Iterator[pa.Table]:
             with _frozen():
@@ -93,14 +95,16 @@ class OnRay:
             with _frozen():
                 return clean(block)
 
-        files = cluster.data().from_items(list(range(len(sources))), override_num_blocks=len(sources))
-        wanted = raw_bytes(sources) // (BLOCKS_PER_CPU * cpus)
+        sizes = [raw_bytes([s]) for s in sources]
+        if max(sizes) * FILES_PER_CPU * cpus <= sum(sizes):  # every core finds files of its own: nothing is handed over
+            yield from files.map_batches(read_and_clean, batch_size=1, num_cpus=1, **arrow).iter_rows()
+            return
+        wanted = sum(sizes) // (BLOCKS_PER_CPU * cpus)
         files.context.target_max_block_size = min(max(wanted, BLOCK_BYTES[0]), BLOCK_BYTES[1])
         # CPU shares of their own keep Ray Data from fusing the reader with the cleaner: one large file is read
         # by one task and cleaned by all cores. Of the CPUs, Ray Data holds a quarter back for the reader: shares
         # of 0.7 fill the rest with one cleaner a core.
         readers = min(len(sources), max(1, cpus // 4))
-        arrow: dict[str, Any] = {"batch_format": "pyarrow"}
         chunks = files.map_batches(read_file, batch_size=1, num_cpus=0.25, concurrency=readers, **arrow)
         yield from chunks.map_batches(clean_block, batch_size=None, num_cpus=0.7, **arrow).iter_rows()
 
@@ -122,6 +126,18 @@ def _numbered(index: int, source: Source, data: DataConfig) -> Iterator[pa.Table
     """The chunks of a source with a first column that says which one it is."""
     for chunk in read(source, data):
         yield chunk.add_column(0, "source", pa.array(np.full(chunk.num_rows, index, np.int32)))
+
+
+def _blocks(index: int, source: Source, data: DataConfig) -> Iterator[pa.Table]:
+    """The chunks of a source put together to blocks worth a part of their own."""
+    waiting: list[pa.Table] = []
+    for chunk in _numbered(index, source, data):
+        waiting.append(chunk)
+        if sum(c.nbytes for c in waiting) >= BLOCK_BYTES[1]:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 @contextmanager

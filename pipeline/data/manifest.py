@@ -99,6 +99,7 @@ def add_up(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         "rejected": dict(sorted(second["rejected"].items())),
         "duplicates": duplicates,
         "duplicates_by_reason": dict(sorted(second["duplicates"].items())),
+        "augmented": dict(sorted(second.get("augmented", {}).items())),  # made, not read: no part of the sum
     }
 
 

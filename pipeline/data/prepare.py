@@ -8,37 +8,26 @@ without it there is no prepared data. What is needed to go on after a kill lies 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline import cluster, console
+from pipeline import cluster
 from pipeline.config import Config
-from pipeline.data import clean, dedup, exchange, first_pass, gates, manifest, near_pass, profile, second_pass, tokenize
-from pipeline.data.columns import one
-from pipeline.data.layout import Layout, choose
+from pipeline.data import (
+    augment,
+    clean,
+    gates,
+)
+from pipeline.data.job import Job
+from pipeline.data.layout import choose
 from pipeline.data.prepared import FORMAT, Prepared
-from pipeline.data.rank import Ranked, rank
 from pipeline.data.read import Source, content, find
-from pipeline.data.split import HashSketch
 from pipeline.errors import UserError
 from pipeline.model.source import ModelSource
-from pipeline.storage import Place, local_folder, put_folder
+from pipeline.storage import Place
 
 # Keys of the data section that change nothing in the prepared data, or are told in another way.
 NOT_CONTENT = ("train", "validation", "test", "dataset", "in_process_mb")
-TOKENIZER_TEXTS = 200_000
-TOKENIZER_CHARS = 200_000_000
 
 
 def plan(config: Config) -> list[Source]:
@@ -57,6 +46,8 @@ def fingerprint(config: Config, sources: list[Source], model: ModelSource) -> st
     tokenizer = [model.kind, model.tokenizer_identity, str(config.model.max_tokens)]
     if model.folder is None:
         tokenizer.append(str(config.model.vocab_size))
+    if config.data.augment:
+        tokenizer += [str(augment.VERSION), str(config.seed), model.identity]
     files = [f"{s.name}|{s.split}|{s.format}|{content(s)}" for s in sources]
     return digest(str(FORMAT), str(clean.VERSION), json.dumps(data, sort_keys=True), *tokenizer, *files)
 
@@ -89,7 +80,7 @@ def prepare(config: Config, model: ModelSource, address: str | None = None) -> t
         work.delete()
         return Prepared.open(place), True
     try:
-        _Job(config, sources, model, place, work, choose(sources, config.data, address)).run()
+        Job(config, sources, model, place, work, choose(sources, config.data, address)).run()
     except BaseException as e:
         ours = cluster.our_error(e)
         if isinstance(ours, UserError):
@@ -100,203 +91,3 @@ def prepare(config: Config, model: ModelSource, address: str | None = None) -> t
         raise
     work.delete()
     return Prepared.open(place), False
-
-
-@functools.lru_cache(maxsize=2)
-def _tokenizer(folder: str, max_tokens: int) -> tokenize.TextTokenizer:
-    """The tokenizer of this worker process, with the words it has seen in earlier tasks."""
-    with local_folder(folder) as local:
-        return tokenize.TextTokenizer(local, max_tokens)
-
-
-@dataclass
-class _Job:
-    config: Config
-    sources: list[Source]
-    model: ModelSource
-    place: Place
-    work: Place
-    layout: Layout
-    shards: int = 0
-    labels: list[str] = field(default_factory=list)
-    bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def run(self) -> None:
-        total = sum(s.size for s in self.sources)
-        self.shards = max(2, -(-total // (self.config.data.shard_mb << 20)))
-        sketch, first = self._first_pass()
-        self.labels = sorted(sketch.smallest)
-        if len(self.labels) < 2:
-            what = f"only one label, '{self.labels[0]}'," if self.labels else "no usable row"
-            where = ", ".join(s.uri for s in self.sources if s.split == "train")
-            reasons = ", ".join(f"{n:,} {r}" for r, n in first["rejected"].items())
-            detail = f" (rejected: {reasons})" if reasons else ""
-            raise UserError(f"{where} has {what} in column '{self.config.data.label}'{detail}: a classifier needs two")
-        self.bounds = sketch.bounds(
-            0.0 if self.config.data.test else self.config.data.test_fraction,
-            0.0 if self.config.data.validation else self.config.data.validation_fraction,
-        )
-        near = self._near_pass()
-        tokenizer = self._tokenizer()
-        second = self._second_pass(first["read"])
-        self.place.sweep()
-        manifest.write(self.place, self.config, self.sources, self.labels, tokenizer, self.shards, first, near, second)
-
-    def _first_pass(self) -> tuple[HashSketch, dict[str, Any]]:
-        """Read and clean everything into the exchange, or find that done."""
-        marker, kept = self.work / "first.json", self.work / "sketch.parquet"
-        if marker.exists():
-            saved = read_parquet(kept).to_pydict()
-            hashes = {k: np.array(v, np.uint64) for k, v in zip(saved["label"], saved["hashes"], strict=True)}
-            console.say("prepare", "going on with an attempt that was cut off: all rows are read and cleaned")
-            return HashSketch(smallest=hashes), json.loads(marker.read_text())
-        self.place.delete()
-        self.work.delete()
-        sketch, facts = self._read_and_clean()
-        table = {"label": list(sketch.smallest), "hashes": list(sketch.smallest.values())}
-        write_parquet(pa.table(table, pa.schema({"label": pa.string(), "hashes": pa.list_(pa.uint64())})), kept)
-        marker.write_text(json.dumps(facts))
-        return sketch, facts
-
-    def _read_and_clean(self) -> tuple[HashSketch, dict[str, Any]]:
-        sources, data, work, shards = self.sources, self.config.data, self.work, self.shards
-        (work / "parts").mkdir()
-
-        def clean_block(block: pa.Table) -> pa.Table:
-            rows, facts = first_pass.clean_rows(block, sources, data)
-            name = f"part-{rows['source'][0].as_py():05d}-{rows['row'][0].as_py():012d}.arrow"
-            keys = dedup.halves_of(one(rows["key"]))[:, 0]
-            exchange.write_part(rows, exchange.bucket_of(keys, shards), shards, work / "parts" / name)
-            if data.near_duplicates != "keep":
-                near_pass.write_codes(rows, sources, data, shards, work / "codes" / name)
-            hashes = first_pass.class_hashes(rows, sources)
-            raw = pa.array([[h.tobytes() for h in hashes.values()]], pa.list_(pa.binary()))
-            labels = pa.array([list(hashes)], pa.list_(pa.string()))
-            return pa.table({"facts": [json.dumps(facts)], "labels": labels, "hashes": raw})
-
-        sketch = HashSketch()
-        total: dict[str, Any] = {"read": 0, "rejected": {}, "rules": {}, "samples": {}, "cut": 0, "filled": {}}
-        with console.bar("prepare", "rows read and cleaned") as progress:
-            for row in self.layout.clean(sources, data, clean_block):
-                total = profile.merged([total, json.loads(row["facts"])])
-                for label, raw in zip(row["labels"], row["hashes"], strict=True):
-                    sketch.add(label, np.frombuffer(raw, np.uint64))
-                progress.update(total["read"])
-        return sketch, total
-
-    def _near_pass(self) -> dict[str, Any]:
-        """Find the texts that fall as near-duplicates, and leave them in the work folder by bucket."""
-        marker, work = self.work / "near.json", self.work
-        if self.config.data.near_duplicates == "keep":
-            return {"pairs": 0}
-        if marker.exists():
-            return dict(json.loads(marker.read_text()))
-        shards, ranking, data, sources = self.shards, self._ranking(), self.config.data, self.sources
-
-        def meet(bucket: int) -> None:
-            codes = exchange.read_bucket(work / "codes", bucket, near_pass.CODES)
-            near_pass.meet(codes, shards, work / "pairs" / f"part-{bucket:05d}.arrow")
-
-        def gather(bucket: int) -> None:
-            pairs = exchange.read_bucket(work / "pairs", bucket, near_pass.PAIRS)
-            rows = exchange.read_bucket(work / "parts", bucket)
-            place = work / "sets" / f"part-{bucket:05d}.arrow"
-            near_pass.gather(rows, ranking(rows), pairs, data.near_ngram, bucket, shards, place)
-
-        def compare(bucket: int) -> None:
-            alike = near_pass.compare(exchange.read_bucket(work / "sets", bucket, near_pass.SETS), data.near_threshold)
-            write_parquet(alike, work / "alike" / f"part-{bucket:05d}.parquet")
-
-        with console.bar("prepare", "steps to near-duplicates", 3 * shards) as progress:
-            for i, step in enumerate((meet, gather, compare)):
-                for k, _ in enumerate(self.layout.each(range(shards), step)):
-                    progress.update(i * shards + k + 1)
-        alike = pa.concat_tables(map(read_parquet, (work / "alike").files(".parquet")))
-        fallen = near_pass.decide(alike, sources, data.near_duplicates)
-        home = exchange.bucket_of(fallen["key"].to_numpy(), shards)
-        exchange.write_part(fallen, home, shards, work / "fallen" / "all.arrow")
-        facts = {"pairs": alike.num_rows}
-        marker.write_text(json.dumps(facts))
-        return facts
-
-    def _ranking(self) -> Callable[[pa.Table], Ranked]:
-        """What settles equal texts, with all it needs to know but the rows."""
-        sources, labels, bounds, conflicts = self.sources, self.labels, self.bounds, self.config.data.conflicts
-        return lambda rows: rank(rows, sources, labels, bounds, conflicts)
-
-    def _tokenizer(self) -> dict[str, Any]:
-        """Put the tokenizer into the prepared folder; train it first for a model from scratch."""
-        marker = self.work / "tokenizer.json"
-        if marker.exists():
-            return dict(json.loads(marker.read_text()))
-        with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
-            folder = Path(temporary)
-            facts: dict[str, Any] = {"kind": "pretrained", "identity": self.model.tokenizer_identity}
-            if self.model.folder is None:
-                size = self.config.model.vocab_size
-                console.say("prepare", f"training a WordPiece tokenizer of up to {size:,} entries")
-                facts = {"kind": "trained", **tokenize.train_wordpiece(self._train_texts(), size, folder)}
-            else:
-                for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-                    if (self.model.folder / name).is_file():
-                        shutil.copy(self.model.folder / name, folder / name)
-            put_folder(folder, self.place / "tokenizer")
-            facts |= {"max_tokens": self.config.model.max_tokens, "pad_id": tokenize.pad_id(folder)}
-        marker.write_text(json.dumps(facts))
-        return facts
-
-    def _train_texts(self) -> list[str]:
-        """Texts of the train split, bounded in number and size, in an order fixed by the data alone."""
-        texts: list[str] = []
-        chars = 0
-        ranking = self._ranking()
-        for bucket in range(self.shards):
-            rows = exchange.read_bucket(self.work / "parts", bucket)
-            fallen = exchange.read_bucket(self.work / "fallen", bucket, near_pass.FALLEN)
-            for text in second_pass.train_texts(rows, ranking(rows), fallen):
-                texts.append(text)
-                chars += len(text)
-                if len(texts) >= TOKENIZER_TEXTS or chars >= TOKENIZER_CHARS:
-                    return texts
-        return texts
-
-    def _second_pass(self, rows: int) -> dict[str, Any]:
-        """Finish every bucket that is not finished yet; its facts are written after its shard."""
-        sources, labels, place, work, ranking = self.sources, self.labels, self.place, self.work, self._ranking()
-        max_tokens, shards = self.config.model.max_tokens, self.shards
-
-        def finish_bucket(bucket: int) -> None:
-            tokenizer = _tokenizer(str(place / "tokenizer"), max_tokens)
-            table = exchange.read_bucket(work / "parts", bucket)
-            fallen = exchange.read_bucket(work / "fallen", bucket, near_pass.FALLEN)
-            done = second_pass.finish_rows(table, sources, labels, ranking(table), tokenizer, fallen)
-            for folder, rows_of in done.tables.items():
-                if rows_of.num_rows:
-                    write_parquet(rows_of, place / folder / f"shard-{bucket:05d}.parquet")
-            (work / f"done-{bucket:05d}.json").write_text(json.dumps(done.facts))
-
-        finished = {f.name for f in self.work.files(".json")}
-        todo = [bucket for bucket in range(shards) if f"done-{bucket:05d}.json" not in finished]
-        if len(todo) < shards:
-            console.say("prepare", f"{shards - len(todo)} of {shards} shards are finished already")
-        facts: dict[str, Any] = {}
-        for bucket in sorted(set(range(shards)) - set(todo)):
-            facts = profile.merged([facts, json.loads((work / f"done-{bucket:05d}.json").read_text())])
-        with console.bar("prepare", "rows split and tokenized", rows) as progress:
-            for bucket in self.layout.each(todo, finish_bucket) if todo else ():
-                facts = profile.merged([facts, json.loads((work / f"done-{bucket:05d}.json").read_text())])
-                progress.update(facts["read"])
-        return facts
-
-
-def write_parquet(table: pa.Table, place: Place) -> None:
-    """Write one Parquet file; a reader sees all of it or none."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    place.write_bytes(sink.getvalue())
-
-
-def read_parquet(place: Place) -> pa.Table:
-    """Read one Parquet file."""
-    with place.open_random() as f:
-        return pq.ParquetFile(f).read()

@@ -78,8 +78,9 @@ class Prepared:
         return dict(self.manifest["ledger"])
 
     def rows(self, split: str) -> int:
-        """Rows of a split."""
-        return int(self.ledger["kept"][split])
+        """Rows of a split, changed copies among them."""
+        copies = sum(self.ledger["augmented"].values()) if split == "train" else 0
+        return int(self.ledger["kept"][split]) + copies
 
     def shards(self, split: str) -> list[Place]:
         """The Parquet files of a split (or of 'rejected' or 'duplicates')."""

@@ -17,14 +17,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data import dedup, near_pass, reject
+from pipeline.data.augment import augmented
 from pipeline.data.columns import as_type, one, to_mask
+from pipeline.data.neighbours import Neighbours
 from pipeline.data.profile import SPLITS
 from pipeline.data.rank import Ranked
 from pipeline.data.read import Source
 from pipeline.data.tokenize import TextTokenizer
 
+# Rows as they were read have no augmentation; changed copies name their operation, and the row that they were made of.
 PREPARED = pa.schema(
-    [("id", pa.string()), ("text", pa.string()), ("label", pa.int32()), ("input_ids", pa.list_(pa.int32()))]
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("label", pa.int32()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("augmentation", pa.string()),
+        ("augmented_from", pa.string()),
+    ]
 )
 REJECTED = pa.schema([(n, pa.string()) for n in ("id", "text", "label", "stage", "reason", "detail")])
 DUPLICATES = pa.schema(
@@ -36,6 +46,25 @@ DUPLICATES = pa.schema(
 )
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What copies are made of training rows; arguments of ``augment.augmented``.
+
+    Attributes:
+        operations: none of them: no copies.
+        rates: copies per row of each class, [labels].
+        share: of a text's words that are changed.
+        seed: of the configuration.
+        neighbours: for the operation of that name.
+    """
+
+    operations: Sequence[str]
+    rates: Sequence[float]
+    share: float
+    seed: int
+    neighbours: Neighbours | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +82,7 @@ def finish_rows(
     ranked: Ranked,
     tokenizer: TextTokenizer,
     fallen: pa.Table,
+    augmentation: Augmentation | None = None,
 ) -> Finished:
     """Reject unlearnable labels, set duplicates apart, tokenize what is kept.
 
@@ -63,6 +93,7 @@ def finish_rows(
         ranked: from ``rank``.
         tokenizer: turns text into ids.
         fallen: schema ``near_pass.FALLEN``: the texts of this bucket that are near-duplicates of kept ones.
+        augmentation: of the training rows, if any.
     """
     names = [s.name for s in sources]
     ids = _ids(pa.array(names, pa.string()), one(rows["source"]).to_numpy(), one(rows["row"]).to_numpy())
@@ -79,7 +110,8 @@ def finish_rows(
         at = np.flatnonzero(kept & (splits == i))
         texts = one(rows["text"]).take(pa.array(at))
         input_ids, truncated = tokenizer.encode_arrow(texts)
-        columns = [one(rows["id"]).take(pa.array(at)), texts, pa.array(label[at], pa.int32()), input_ids]
+        none = pa.nulls(len(at), pa.string())
+        columns = [one(rows["id"]).take(pa.array(at)), texts, pa.array(label[at], pa.int32()), input_ids, none, none]
         tables[split_name] = pa.table(columns, schema=PREPARED)
         facts["kept"][split_name] = len(at)
         counts = np.bincount(label[at], minlength=len(labels))
@@ -89,6 +121,11 @@ def finish_rows(
         facts["truncated"][split_name] = int(truncated.sum())
         facts["unknown"][split_name] = tokenizer.unknown(input_ids)
 
+    if augmentation is not None:
+        copies = _copies(tables["train"], augmentation, tokenizer)
+        tables["train"] = pa.concat_tables([tables["train"], copies])
+        facts["augmented"] = dict(Counter(copies["augmentation"].to_pylist()))
+
     alive = to_mask(pc.is_null(one(rows["reason"])))
     unlearnable = alive & (label < 0)
     tables["rejected"] = _rejected(rows, alive, unlearnable, ranked.candidates[ranked.standing < 0])
@@ -97,6 +134,19 @@ def finish_rows(
     facts["duplicates"] = dict(Counter(tables["duplicates"]["reason"].to_pylist()))
     facts["unlearnable"] = dict(Counter(rows["label"].filter(pa.array(unlearnable)).to_pylist()))
     return Finished(tables, facts)
+
+
+def _copies(train: pa.Table, how: Augmentation, tokenizer: TextTokenizer) -> pa.Table:
+    """Changed copies of training rows, in the schema of the rows."""
+    ids, texts, labels = (train[name].to_pylist() for name in ("id", "text", "label"))
+    made = augmented(ids, texts, labels, how.rates, how.operations, how.share, how.seed, how.neighbours)
+    source = pa.array(made.sources, pa.int64())
+    new = pa.array(made.texts, pa.string())
+    columns = [
+        pa.array(made.ids, pa.string()), new, one(train["label"].take(source)), tokenizer.encode_arrow(new)[0],
+        pa.array(made.operations, pa.string()), one(train["id"].take(source)),
+    ]  # fmt: skip
+    return pa.table(columns, schema=PREPARED)
 
 
 def _ids(names: pa.StringArray, source: Ints, row: Ints) -> pa.StringArray:

@@ -49,11 +49,8 @@ _ODD_SPACE = (
     r"\x{3000}\x{FEFF}]"
 )
 _WORD, _SPACE, _MARK = 0, 1, 2
-_CLASS = np.zeros(256, np.uint8)
-_CLASS[[i for i in range(33, 127) if not chr(i).isalnum()]] = _MARK
-_CLASS[32] = _SPACE
-_LOWER = np.arange(256, dtype=np.uint8)
-_LOWER[ord("A") : ord("Z") + 1] += 32
+_CLASS = bytes(_SPACE if i == 32 else _MARK if 33 <= i < 127 and not chr(i).isalnum() else _WORD for i in range(256))
+_LOWER = bytes(i + 32 if ord("A") <= i <= ord("Z") else i for i in range(256))
 
 
 @dataclass(frozen=True)
@@ -224,36 +221,39 @@ def cut(texts: pa.StringArray, how: Cutting) -> tuple[pa.StringArray, npt.NDArra
             texts = pc.if_else(pa.array(odd), texts, spaced)
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + n + 1].astype(np.int64)
     values = texts.buffers()[2]
-    data = np.frombuffer(values, np.uint8)[offsets[0] : offsets[-1]] if values is not None else np.empty(0, np.uint8)
+    raw = values.slice(offsets[0], offsets[-1] - offsets[0]).to_pybytes() if values is not None else b""
     offsets -= offsets[0]
     lengths = np.diff(offsets)
-    begins = np.zeros(len(data), bool)
-    begins[offsets[:-1][lengths > 0]] = True
-    kind = _CLASS[data]
+    kind = np.frombuffer(bytearray(raw.translate(_CLASS)), np.uint8)
     whole = np.repeat(odd, lengths) if odd.any() else None
     if whole is not None:
         kind[whole] = _WORD
     if how.keep_space:
-        begins |= kind == _SPACE
+        begins = kind == _SPACE
+        begins[offsets[:-1][lengths > 0]] = True
+        data = raw
+        cut_at = counted = np.flatnonzero(begins)
     else:
         if not how.marks:
             kind[kind == _MARK] = _WORD
-        word = kind == _WORD
+        word, space = kind == _WORD, kind == _SPACE
+        begins = np.empty(len(kind), bool)
+        begins[:1] = True
+        np.greater(word[1:], word[:-1], out=begins[1:])
+        begins[offsets[:-1][lengths > 0]] = True
         begins &= word
-        begins[1:] |= word[1:] & ~word[:-1]
         begins |= kind == _MARK
-        lowered = _LOWER[data] if how.lower else data
-        data = lowered if whole is None else np.where(whole, data, lowered)
-        keep = kind != _SPACE
-        data, kept_begins = data[keep], begins[keep]
-    cut_at = np.flatnonzero(begins if how.keep_space else kept_begins).astype(np.int32)
-    piece_offsets = np.append(cut_at, np.int32(len(data)))
-    seen = np.zeros(len(begins) + 1, np.int64)
-    np.cumsum(begins, out=seen[1:])
-    pieces = pa.StringArray.from_buffers(
-        len(cut_at), pa.py_buffer(piece_offsets), pa.py_buffer(np.ascontiguousarray(data))
-    )
-    return pieces, seen[offsets]
+        if whole is None:
+            data = raw.translate(_LOWER if how.lower else None, b" ")
+        else:
+            plain = np.frombuffer(raw, np.uint8)
+            lowered = np.frombuffer(raw.translate(_LOWER), np.uint8) if how.lower else plain
+            data = np.where(whole, plain, lowered)[~space].tobytes()
+        counted = np.flatnonzero(begins)
+        cut_at = counted - np.cumsum(space, dtype=np.int32)[counted]
+    piece_offsets = np.append(cut_at, len(data)).astype(np.int32)
+    pieces = pa.StringArray.from_buffers(len(cut_at), pa.py_buffer(piece_offsets), pa.py_buffer(data))
+    return pieces, np.searchsorted(counted, offsets)
 
 
 def _matches(texts: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:

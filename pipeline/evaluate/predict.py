@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from pipeline import cluster, console
 from pipeline.config import Config
-from pipeline.data.prepare import write_parquet
 from pipeline.data.prepared import Prepared
 from pipeline.data.read import content, find, read
+from pipeline.data.shards import write_parquet
 from pipeline.errors import UserError
 from pipeline.evaluate.classifier import Classifier
 from pipeline.storage import Place
