@@ -74,6 +74,13 @@ def prepare(config: Config, address: str | None) -> None:
     """``broadsheet prepare``."""
     job = begin(config, False)
     make_prepared(job, address)
+    if config.data.profile_rows:
+        from pipeline.evaluate import data_report
+
+        assert job.prepared is not None
+        name = job.config.data.dataset if job.config.data.dataset != "files" else config.name
+        page = data_report.write(job.prepared, job.config.data, name, job.data_line, job.run / "data")
+        console.say("prepare", f"what is in it -> {page}")
     console.say("next", f"broadsheet train{flags(config)}")
 
 

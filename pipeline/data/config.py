@@ -46,7 +46,7 @@ class DataConfig(Section):
         "drop", description="Nearly equal texts: drop all but one, those near a row of another split (leaks), or none."
     )
     near_threshold: float = Field(
-        0.8, ge=0.3, le=0.95, description="Jaccard similarity of n-gram sets from which texts are nearly equal."
+        0.7, ge=0.3, le=0.95, description="Jaccard similarity of n-gram sets from which texts are nearly equal."
     )
     near_ngram: int = Field(2, ge=1, le=10, description="Units (words; Chinese characters) of an n-gram.")
     min_chars: int = Field(2, ge=1, description="Shorter texts (after cleaning) are rejected as too short.")
@@ -80,6 +80,9 @@ class DataConfig(Section):
     )
     gate_conflict_rate: tuple[float, float] = Field(
         (0.01, 0.2), description="Share of rows whose text stands under several labels: warned of, and refused."
+    )
+    profile_rows: int = Field(
+        10_000, ge=0, description="Training rows whose words and parts of speech are profiled, a sample; 0: none."
     )
     in_process_mb: int = Field(
         64, ge=0, description="Raw megabytes up to which rows are prepared in one process, without starting Ray."

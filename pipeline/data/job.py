@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import console
 from pipeline.config import Config
@@ -29,14 +30,16 @@ from pipeline.data import (
     near_pass,
     profile,
     second_pass,
+    tagger,
     tokenize,
+    words,
 )
 from pipeline.data.columns import one
 from pipeline.data.layout import Layout
 from pipeline.data.neighbours import Neighbours
 from pipeline.data.rank import Ranked, rank
 from pipeline.data.read import Source
-from pipeline.data.shards import read_parquet, write_parquet
+from pipeline.data.shards import read_parquet, shard_name, write_parquet
 from pipeline.data.split import HashSketch
 from pipeline.errors import UserError
 from pipeline.model import source as model_source
@@ -95,11 +98,12 @@ class Job:
             0.0 if self.config.data.test else self.config.data.test_fraction,
             0.0 if self.config.data.validation else self.config.data.validation_fraction,
         )
-        near = self._near_pass()
+        third = self._near_pass()
         tokenizer = self._tokenizer()
         second = self._second_pass(first["read"], self._augmentation(first["classes"]))
+        third |= {**self._words(), "examples": self._examples()}
         self.place.sweep()
-        manifest.write(self.place, self.config, self.sources, self.labels, tokenizer, self.shards, first, near, second)
+        manifest.write(self.place, self.config, self.sources, self.labels, tokenizer, self.shards, first, third, second)
 
     def _first_pass(self) -> tuple[HashSketch, dict[str, Any]]:
         """Read and clean everything into the exchange, or find that done."""
@@ -244,6 +248,31 @@ class Job:
         per_label = [rates[label] for label in self.labels]
         return second_pass.Augmentation(data.augment, per_label, data.augment_share, self.config.seed)
 
+    def _examples(self) -> list[dict[str, Any]]:
+        """Near-duplicates for a person to look at."""
+        parts = (self.work / "fallen").files(".arrow")
+        every = [exchange.read_bucket(self.work / "fallen", b, near_pass.FALLEN) for b in range(self.shards) if parts]
+        return near_pass.examples(self.place, pa.concat_tables(every), self.sources, self.shards) if every else []
+
+    def _words(self) -> dict[str, Any]:
+        """What words and parts of speech the classes are made of, in a sample of training rows."""
+        limit = self.config.data.profile_rows
+        if not limit:
+            return {}
+        tables: list[pa.Table] = []
+        for shard in (self.place / "train").files(".parquet"):  # rows lie in shards by a hash: a few are a fair sample
+            rows = read_parquet(shard)
+            tables.append(rows.filter(pc.is_null(rows["augmentation"])).select(["text", "label"]))
+            if sum(t.num_rows for t in tables) >= limit:
+                break
+        if not tables:
+            return {}
+        sample = pa.concat_tables(tables)
+        if sample.num_rows > limit:
+            sample = sample.take(pa.array(np.linspace(0, sample.num_rows - 1, limit).astype(np.int64)))
+        texts, labels = one(sample["text"]), sample["label"].to_numpy()
+        return {"words": words.profile(texts, labels, self.labels), "tags": tagger.profile(texts, labels, self.labels)}
+
     def _second_pass(self, rows: int, augmentation: second_pass.Augmentation | None) -> dict[str, Any]:
         """Finish every bucket that is not finished yet; its facts are written after its shard."""
         sources, labels, place, work, ranking = self.sources, self.labels, self.place, self.work, self._ranking()
@@ -259,7 +288,7 @@ class Job:
             done = second_pass.finish_rows(table, sources, labels, ranking(table), tokenizer, fallen, copies)
             for folder, rows_of in done.tables.items():
                 if rows_of.num_rows:
-                    write_parquet(rows_of, place / folder / f"shard-{bucket:05d}.parquet")
+                    write_parquet(rows_of, place / folder / shard_name(bucket))
             (work / f"done-{bucket:05d}.json").write_text(json.dumps(done.facts))
 
         finished = {f.name for f in self.work.files(".json")}

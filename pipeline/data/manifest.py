@@ -22,7 +22,7 @@ def write(
     tokenizer: dict[str, Any],
     shards: int,
     first: dict[str, Any],
-    near: dict[str, Any],
+    found: dict[str, Any],
     second: dict[str, Any],
 ) -> None:
     """Write ``labels.json``, ``profile.json`` and ``manifest.json``.
@@ -34,7 +34,8 @@ def write(
         labels: the frozen label names.
         tokenizer: what ``prepare`` notes about it.
         shards: how many there are.
-        first, near, second: the summed facts of the passes.
+        first, second: the summed facts of the passes.
+        found: ``pairs`` and ``examples`` of near-duplicates; ``words`` and ``tags`` of the profile.
 
     Raises:
         UserError: no row is left for training.
@@ -62,7 +63,10 @@ def write(
         ],
         "cut": first["cut"],
         "filled": dict(sorted(first["filled"].items())),
-        "near_pairs": near["pairs"],
+        "near_pairs": found["pairs"],
+        "near_duplicates": found["examples"],
+        "words": found.get("words"),
+        "tags": found.get("tags"),
         "warnings": profile.warnings(classes, second["unlearnable"]) + profile.label_collisions(labels),
     }
     content = {

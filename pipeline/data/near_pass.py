@@ -12,6 +12,7 @@ which texts fall. Texts are named by the first half of their key, so that exact 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,13 @@ import pyarrow.compute as pc
 from pipeline.data import dedup, exchange, near
 from pipeline.data.columns import file_splits, one, to_mask
 from pipeline.data.config import DataConfig
+from pipeline.data.profile import SPLITS
 from pipeline.data.rank import Ranked
 from pipeline.data.read import Source
+from pipeline.data.shards import read_parquet, shard_name
 from pipeline.storage import Place
 
+EXAMPLES = 12
 MOST_GRAMS = 2_048  # of a longer text a sample of its n-grams is compared: those whose hashes end in zeros
 
 CODES = pa.schema([("code", pa.uint32()), ("key", pa.uint64()), ("order", pa.uint64())])
@@ -46,10 +50,11 @@ ALIKE = pa.schema(
         ("similarity", pa.float32()),
     ]
 )
-# A text that is not kept, and the row it is a near-duplicate of. 'kept' is that row's order of preference.
+# A text that is not kept, and the row it is a near-duplicate of. 'order' and 'kept' are their orders of preference.
 FALLEN = pa.schema(
     [
         ("key", pa.uint64()),
+        ("order", pa.uint64()),
         ("kept", pa.uint64()),
         ("kept_key", pa.uint64()),
         ("kept_label", pa.int32()),
@@ -236,5 +241,33 @@ def decide(alike: pa.Table, sources: Sequence[Source], policy: str) -> pa.Table:
     fallen = np.array(sorted(near.settle(better, worse, droppable).values()), np.int64)
     rows = alike.take(pa.array(fallen)).combine_chunks()
     split = pa.array(split_of(rows["better"].to_numpy()), pa.int8())
-    columns = [rows["worse_key"], rows["better"], rows["better_key"], rows["better_label"], split, rows["similarity"]]
-    return pa.table(columns, schema=FALLEN)
+    names = ("worse_key", "worse", "better", "better_key", "better_label")
+    return pa.table([*(rows[name] for name in names), split, rows["similarity"]], schema=FALLEN)
+
+
+def examples(place: Place, fallen: pa.Table, sources: Sequence[Source], buckets: int) -> list[dict[str, Any]]:
+    """Some texts that fell, from the least alike to the most, each beside the one that is kept.
+
+    Args:
+        place: the prepared folder, its shards written.
+        fallen: schema ``FALLEN``, all of them.
+        sources: the files of the job.
+        buckets: how many there are.
+
+    Returns:
+        Rows of ``duplicates/``, with ``kept_text``.
+    """
+    by = np.lexsort((fallen["key"].to_numpy(), fallen["similarity"].to_numpy()))
+    chosen = by[np.unique(np.linspace(0, len(by) - 1, EXAMPLES).astype(np.int64))] if len(by) else by
+    found = []
+    for text in fallen.take(pa.array(chosen)).to_pylist():
+        row = _row(place / "duplicates", text["key"], text["order"], sources, buckets)
+        kept = _row(place / SPLITS[text["kept_split"]], text["kept_key"], text["kept"], sources, buckets)
+        found.append({**row, "kept_text": kept["text"]})
+    return found
+
+
+def _row(folder: Place, key: int, order: int, sources: Sequence[Source], buckets: int) -> dict[str, Any]:
+    source, row = (int(x[0]) for x in place_of(np.array([order], np.uint64)))
+    shard = read_parquet(folder / shard_name(key % buckets))
+    return dict(shard.filter(pc.equal(shard["id"], f"{sources[source].name}:{row}")).to_pylist()[0])

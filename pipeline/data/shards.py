@@ -8,6 +8,11 @@ import pyarrow.parquet as pq
 from pipeline.storage import Place
 
 
+def shard_name(bucket: int) -> str:
+    """The name of a bucket's file in each folder."""
+    return f"shard-{bucket:05d}.parquet"
+
+
 def write_parquet(table: pa.Table, place: Place) -> None:
     """Write one Parquet file; a reader sees all of it or none."""
     sink = pa.BufferOutputStream()

@@ -13,10 +13,9 @@ import yaml
 
 from pipeline import console
 from pipeline.config import Config
-from pipeline.data.gates import concerns
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.evaluate import metrics, report
+from pipeline.evaluate import data_report, metrics, report
 from pipeline.evaluate.predict import predict_split
 from pipeline.storage import Place
 from pipeline.train import checkpoint
@@ -95,16 +94,8 @@ def evaluate(
             "validation": figures["validation"],
             "history": training.get("history"),
             "loss_curve": [[h["step"], h["loss"]] for h in training.get("history", [])],
-            "ledger": prepared.ledger,
+            **data_report.facts(prepared, limits),
             "trained_on": figures["rows"]["trained_on"],
-            "rules": prepared.profile["rules"],
-            "samples": prepared.profile["samples"],
-            "profile": {
-                "classes": prepared.profile["classes"],
-                "tokens": prepared.profile["tokens"]["train"],
-                "token_histogram": prepared.profile["tokens"]["train"]["histogram"],
-            },
-            "warnings": concerns(limits, prepared.ledger, prepared.profile["classes"]) + prepared.profile["warnings"],
             "data_line": extra.get("data_line"),
             "mistakes": mistakes(prepared, split, ids, labels, probabilities),
             "stages": stages,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import ChainableUndefined, Environment
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -43,37 +43,44 @@ def write_html(report: Mapping[str, Any]) -> str:
     """Set the report of one run as a page.
 
     Args:
-        report: ``title`` (str) and ``test`` (a ``metrics.summary`` dict) are required. The rest may be
-            missing or None, and the page leaves that section out: ``created`` (ISO time), ``version``,
-            ``validation`` (a ``metrics.summary`` dict), ``history`` (one dict per evaluation: step, epoch,
-            samples, loss, validation_loss, validation_accuracy, validation_macro_f1, learning_rate, seconds),
-            ``loss_curve`` (``[[step, loss], ...]``), ``ledger`` (read, kept by split, rejected by reason,
-            duplicates; in rows), ``rules`` (name -> rows changed), ``samples`` (rule, before, after),
-            ``profile`` (classes by split, tokens, token_histogram), ``warnings`` (texts), ``data_line``,
-            ``mistakes`` (text, truth, predicted, confidence), ``stages`` (name -> seconds), ``config`` (YAML
-            text), ``environment`` (name -> version), ``checkpoint`` (path), ``serve_command``.
+        report: ``title`` (str) is required. The rest may be missing or None, and the page leaves that section
+            out: ``test`` and ``validation`` (``metrics.summary`` dicts), ``created`` (ISO time), ``version``, ``history``
+            (one dict per evaluation: step, epoch, samples, loss, validation_loss, validation_accuracy,
+            validation_macro_f1, learning_rate, seconds), ``loss_curve`` (``[[step, loss], ...]``), ``ledger`` (read,
+            kept by split, rejected by reason, duplicates, duplicates_by_reason, augmented; in rows), ``gates``,
+            ``near_duplicates`` (rows of ``duplicates/`` with ``kept_text``), ``rules`` (name -> rows changed), ``samples``
+            (rule, before, after), ``profile`` (classes by split, tokens, token_histogram), ``words`` and ``tags`` (of
+            ``data.words`` and ``data.tagger``), ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth,
+            predicted, confidence), ``stages`` (name -> seconds), ``config`` (YAML text), ``environment`` (name ->
+            version), ``checkpoint`` (path), ``serve_command``.
 
     Returns:
         HTML that needs nothing outside itself; write it as UTF-8.
 
     Raises:
-        KeyError: ``title`` or ``test`` is missing.
+        KeyError: ``title`` is missing.
     """
-    test, history, profile = report["test"], report.get("history") or [], report.get("profile") or {}
+    test, history, profile = report.get("test"), report.get("history") or [], report.get("profile") or {}
     page = {
         **report,
         "title": report["title"],
         "created": _date(report.get("created")),
         "counts_up_to": COUNTS_UP_TO,
-        "pairs": _pairs(test),
+        "pairs": _pairs(test) if test else [],
         "ledger": _ledger(report.get("ledger") or {}),
-        "samples": [_sample(sample) for sample in report.get("samples") or []],
+        "samples": [{"rule": s["rule"], **_compared(s["before"], s["after"])} for s in report.get("samples") or []],
+        "near_duplicates": [
+            {**row, "pieces": _compared(row["text"], row["kept_text"])} for row in report.get("near_duplicates") or []
+        ],
         "curves": _curves(history, report.get("loss_curve") or []),
         "token_picture": _token_picture(profile.get("token_histogram") or {}),
     }
-    jinja = Environment(autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FileSystemLoader(TEMPLATE.parent)
+    jinja = Environment(
+        loader=loader, autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     jinja.filters.update(n=_number, pct=_percent, seconds=seconds, visible=_visible)
-    html = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page)
+    html = jinja.get_template(TEMPLATE.name).render(page)
     return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate must not keep the page from disk
 
 
@@ -115,12 +122,15 @@ def _ledger(ledger: Mapping[str, Any]) -> dict[str, Any] | None:
     sums = {"kept": sum(kept.values()), "rejected": sum(rejected.values())}
     sums["duplicates"] = ledger.get("duplicates") or 0
     read = ledger.get("read", sum(sums.values()))
-    return {"read": read, "kept": kept, "rejected": rejected, "sums": sums, "gap": read - sum(sums.values())}
+    return {
+        "read": read, "kept": kept, "rejected": rejected, "duplicates": ledger.get("duplicates_by_reason") or {},
+        "augmented": ledger.get("augmented") or {}, "sums": sums, "gap": read - sum(sums.values()),
+    }  # fmt: skip
 
 
-def _sample(sample: Mapping[str, str]) -> dict[str, Any]:
-    """One cleaning sample as ``(changed, text)`` pieces, cut to a window around the first change."""
-    texts = sample["before"], sample["after"]
+def _compared(before: str, after: str) -> dict[str, Any]:
+    """Two texts as ``(changed, text)`` pieces, cut to a window around the first change."""
+    texts = before, after
     shorter, longer = sorted(map(len, texts))
     start = 0
     if longer > SAMPLE_CHARACTERS:
@@ -129,7 +139,6 @@ def _sample(sample: Mapping[str, str]) -> dict[str, Any]:
     before, after = (_clip(text, start) for text in texts)
     steps = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
     return {
-        "rule": sample["rule"],
         "before": [(op != "equal", before[i:j]) for op, i, j, _, _ in steps if i < j],
         "after": [(op != "equal", after[i:j]) for op, _, _, i, j in steps if i < j],
     }

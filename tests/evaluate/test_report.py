@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.data import gates, words
 from pipeline.evaluate import metrics, report
 
 EVIL = "<script>alert('x')</script>"
@@ -126,10 +127,42 @@ def test_every_optional_key_may_be_none_or_missing(monkeypatch: pytest.MonkeyPat
     assert report.write_html({**nothing, **bare}) == report.write_html(bare)
 
 
-@pytest.mark.parametrize("key", ["title", "test"])
-def test_title_and_test_are_required(key: str) -> None:
-    with pytest.raises(KeyError, match=key):
-        report.write_html({k: v for k, v in a_report().items() if k != key})
+def test_the_title_is_required() -> None:
+    with pytest.raises(KeyError, match="title"):
+        report.write_html({k: v for k, v in a_report().items() if k != "title"})
+
+
+def test_a_page_about_the_data_alone() -> None:
+    about = ("title", "ledger", "rules", "samples", "profile", "warnings", "data_line")
+    given = {k: v for k, v in a_report().items() if k in about}
+    given["ledger"] = {**given["ledger"], "duplicates_by_reason": {"near-duplicate": 7}, "augmented": {"swap": 4_321}}
+    given["gates"] = [gates.Gate("leak rate", "FAIL", "12 rows <b>", "data.gate_leak_rate")]
+    row = {
+        "id": "a.csv:1",
+        "label": "x",
+        "split": "train",
+        "kept_id": "b.csv:9",
+        "kept_label": "y",
+        "kept_split": "test",
+    }
+    row |= {"text": "Oil up 5 %", "kept_text": "Oil up 6 %", "similarity": 0.75, "reason": "near-duplicate"}
+    given["near_duplicates"] = [row]
+    given["words"] = words.profile(["oil rises", "goal scored", "oil falls"], [0, 1, 0], ["Business", "Sports"])
+    given["tags"] = {"tagger": None, "language": "English", "why": "TextBlob is missing"}
+    html = report.write_html(given)
+    assert Page(html).sections == ["ledger", "gates", "near", "cleaning", "profile", "words"]
+    for shown in (
+        "4,321 by swap",
+        "near-duplicate</td><td>7",
+        "FAIL",
+        "12 rows &lt;b&gt;",
+        "b.csv:9 · y · test",
+        "0.75",
+    ):
+        assert shown in html
+    assert "<del>5</del>" in html
+    assert "<ins>6</ins>" in html
+    assert "TextBlob is missing" in html
 
 
 def test_full_report() -> None:
