@@ -5,7 +5,9 @@
 The rows are AG News, repeated and made distinct by a number of its own at the end of each text (the worst case
 for a cache of words: every row brings a new one). The peer loads the same csv files with ``load_dataset``, maps
 ftfy and the same tokenizer over them (``batched=True, num_proc=2``) and writes Parquet; it does not reject,
-deduplicate or split. Both are commands of their own, so that start-up counts. It needs ``pip install datasets``.
+deduplicate or split. Ours leaves out what the peer has nothing like: near-duplicates and the profile of words. Both are
+commands of their own, so that start-up counts. Near-duplicates are measured by ``dedup.py``, whose figures are taken
+in. It needs ``pip install datasets datasketch``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import dedup
 from measure import RESULTS, Run, machine, run, write
 
 PEER = """
@@ -58,6 +61,7 @@ def ours(files: list[Path], out: Path, cpus: int | None = None, on_ray: bool = F
     """``broadsheet prepare``, on the first ``cpus`` cores if given, on Ray whatever the size if told."""
     binary = str(Path(sys.executable).with_name("broadsheet"))
     command = [binary, "prepare", "--data", str(files[0].parent), "--storage", str(out / "runs")]
+    command += ["--set", "data.near_duplicates=keep", "--set", "data.profile_rows=0"]
     if on_ray:
         command += ["--set", "data.in_process_mb=0"]
     if cpus is not None:
@@ -140,6 +144,7 @@ def main() -> None:
                     measure(side, count)
         measure("ours", large, cpus=1)
         same_layout = measure("ours", small, on_ray=True)
+        near = dedup.measure(data, root, arguments.quick)
     differing, compared = differing_rows(tokenizer, data)
 
     def middle(side: str, count: int, what: str) -> float:
@@ -154,6 +159,7 @@ def main() -> None:
 
     one = next(r["seconds"] for r in raw if r["cpus"] == 1)
     import datasets
+    import datasketch
 
     result = {
         **machine(),
@@ -161,12 +167,15 @@ def main() -> None:
         "quick": arguments.quick,
         "rows_compared": compared,
         "runs": raw,
+        "dedup_peer": f"datasketch {datasketch.__version__}",
+        "dedup_runs": near["runs"],
         "ratios": {
             "vs_datasets_map_1200k": ratio(large),
             "vs_datasets_map_120k": ratio(small),
             "cpu_scaling_2": round(one / middle("ours", large, "seconds"), 2),
             "memory_growth": round(middle("ours", large, "peak_one_mb") * 1e6 / same_layout.peak_one, 3),
             "tokens_identical": 1.0 - differing / compared,
+            **near["ratios"],
         },
     }
     write(result, arguments.out)
