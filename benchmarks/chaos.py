@@ -2,9 +2,9 @@
 
     BROADSHEET_DATA=... python benchmarks/chaos.py [--quick] [--out FILE]
 
-Each round starts the command on AG News and sends SIGKILL, after a random time, to the command itself or to one of the
-worker processes of its Ray (in turn). A killed command is started again, killed again while kills are left, and so on;
-then it may finish. The prepared folder is compared byte by byte.
+Each round starts the command on AG News, on Ray, and sends SIGKILL, after a random time, to the command itself or to
+one of the worker processes of its Ray (in turn). A killed command is started again, killed again while kills are left,
+and so on; then it may finish. The prepared folder is compared byte by byte.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
 
         def command(name: str) -> list[str]:
             return [binary, "prepare", "--data", str(train), "--test", str(test), "--set", "data.shard_mb=2",
-                    "--storage", f"{temporary}/{name}"]  # fmt: skip
+                    "--set", "data.in_process_mb=0", "--storage", f"{temporary}/{name}"]  # fmt: skip
 
         with (Path(temporary) / "log").open("w") as log:
             began = time.monotonic()
@@ -82,6 +82,8 @@ def main() -> None:
                         left -= 1
                         rows.append({"target": target, "after_s": round(after, 2)})
                 code = process.wait()
+                if code not in (0, -signal.SIGKILL):
+                    sys.exit(f"it ended with {code}:\n{(Path(temporary) / 'log').read_text()[-3000:]}")
                 if code == 0:
                     finished += 1
                     rows.append({"finished": finished, "equal": digest(rough) == digest(Path(temporary) / "calm")})
