@@ -1,34 +1,41 @@
-"""One way to name a place: a local path, ``s3://``, ``gs://`` or ``hf://``, through pyarrow's file systems."""
+"""One way to name a place: a local path, ``s3://``, ``gs://`` or ``hf://``, through pyarrow's file systems.
+
+Object stores fail in one sentence, see ``object_store``.
+"""
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import hashlib
+import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pyarrow import fs
 
 from pipeline.errors import UserError
+from pipeline.object_store import REMOTE, REMOTE_BUFFER, Steady, in_words, is_remote, matches, s3, split
 
-REMOTE = ("s3://", "gs://", "gcs://", "hf://")
-
-
-def is_remote(uri: str) -> bool:
-    """Whether ``uri`` names an object store rather than a local path."""
-    return uri.startswith(REMOTE)
+COPY_BYTES = 16 << 20  # asked for at once when a whole folder is fetched
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or file somewhere. ``Place.of("runs") / "default"``; ``str()`` gives back the path or URI."""
+    """A folder or file somewhere. ``Place.of("runs") / "default"``; ``str()`` gives back the path or URI.
+
+    An S3 URI may end in options, which all places below it keep: ``s3://news/raw?endpoint_override=http://host:9000``,
+    ``region=``, ``scheme=``. Else AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL name the endpoint. Credentials come from
+    where AWS' own tools look for them, and each node of a cluster looks for itself. Keys are taken as they are
+    written, without percent signs for special characters.
+    """
 
     uri: str
 
@@ -39,13 +46,17 @@ class Place:
             return where
         text = os.fspath(where)
         if is_remote(text):
-            return cls(text.rstrip("/"))
+            path, options = split(text)
+            if not path.split("://", 1)[1].strip("/"):
+                raise UserError(f"{text} names no bucket: write {path.split('://')[0]}://bucket/folder")
+            return cls(path.rstrip("/") + options)
         if "://" in text:
             raise UserError(f"{text}: only local paths and {', '.join(REMOTE)} are known places")
         return cls(str(Path(text).expanduser().absolute()))
 
     def __truediv__(self, name: str) -> Place:
-        return Place(f"{self.uri}/{name}")
+        path, options = split(self.uri)
+        return Place(f"{path}/{name}{options}")
 
     def __str__(self) -> str:
         return self.uri
@@ -53,7 +64,13 @@ class Place:
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return self.uri.rsplit("/", 1)[-1]
+        return split(self.uri)[0].rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Place:
+        """The folder it lies in."""
+        path, options = split(self.uri)
+        return Place(path.rsplit("/", 1)[0] + options)
 
     @property
     def is_local(self) -> bool:
@@ -68,19 +85,23 @@ class Place:
         """
         if self.is_local:
             return fs.LocalFileSystem(), self.uri
-        try:
-            if self.uri.startswith("hf://"):
+        with in_words(self.uri, contact=False):
+            path, options = split(self.uri)
+            scheme, inside = path.split("://", 1)
+            if scheme == "hf":
                 from huggingface_hub import HfFileSystem
 
-                return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), self.uri.removeprefix("hf://")
-            return fs.FileSystem.from_uri(self.uri)
-        except (OSError, ValueError) as e:
-            raise UserError(f"{self.uri}: cannot reach this storage: {e}") from e
+                return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), inside
+            if scheme == "s3":
+                aws = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+                return s3(inside.split("/", 1)[0], options, aws), inside
+            return fs.FileSystem.from_uri(f"{scheme}://{quote(inside)}{options}")
 
     def info(self) -> fs.FileInfo:
         """pyarrow's file information (type, size in bytes, mtime)."""
         system, path = self.resolved()
-        return system.get_file_info(path)
+        with in_words(self.uri):
+            return system.get_file_info(path)
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
@@ -93,22 +114,24 @@ class Place:
     def mkdir(self) -> Place:
         """Make the folder and its parents."""
         system, path = self.resolved()
-        system.create_dir(path, recursive=True)
+        with in_words(self.uri):
+            system.create_dir(path, recursive=True)
         return self
 
-    def open_input(self, compression: str | None = None) -> Any:
+    def open_input(self) -> Any:
         """A readable binary stream."""
-        system, path = self.resolved()
-        return system.open_input_stream(path, compression=compression)
+        return self.open_random() if self.is_local else io.BufferedReader(self.open_random(), REMOTE_BUFFER)
 
     def open_random(self) -> Any:
-        """A readable, seekable binary file."""
+        """A readable, seekable binary file; remote ones ask again when a connection breaks."""
         system, path = self.resolved()
-        return system.open_input_file(path)
+        with in_words(self.uri):
+            file = system.open_input_file(path)
+            return file if self.is_local else Steady(self.uri, file)
 
     def read_bytes(self) -> bytes:
         """The whole file."""
-        with self.open_input() as f:
+        with self.open_random() as f:
             return f.read()
 
     def read_text(self) -> str:
@@ -139,7 +162,8 @@ class Place:
                 raise
             return
         system, inside = self.resolved()
-        with system.open_output_stream(inside) as f:  # one PUT: object stores show it only when complete
+        # One PUT, or parts that count for nothing before the last request: object stores show only what is complete.
+        with in_words(self.uri), system.open_output_stream(inside) as f:
             f.write(data)
 
     def write_text(self, text: str) -> None:
@@ -149,7 +173,8 @@ class Place:
     def files(self, suffix: str = "") -> list[Place]:
         """The files directly in this folder whose name ends in ``suffix``, sorted by name."""
         system, path = self.resolved()
-        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        with in_words(self.uri):
+            found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
         names = sorted(i.base_name for i in found if i.type == fs.FileType.File and i.base_name.endswith(suffix))
         return [self / n for n in names if not n.startswith(".")]
 
@@ -162,12 +187,14 @@ class Place:
 
     def delete(self) -> None:
         """Remove the file or folder; nothing happens where there is none."""
+        kind = self.info().type
         system, path = self.resolved()
-        kind = system.get_file_info(path).type
-        if kind == fs.FileType.File:
-            system.delete_file(path)
-        elif kind == fs.FileType.Directory:
-            system.delete_dir(path)
+        # Listings of a store can still name a folder whose last file is gone.
+        with in_words(self.uri), suppress(FileNotFoundError):
+            if kind == fs.FileType.File:
+                system.delete_file(path)
+            elif kind == fs.FileType.Directory:
+                system.delete_dir(path)
 
 
 def expand(pattern: str) -> list[str]:
@@ -178,15 +205,7 @@ def expand(pattern: str) -> list[str]:
     """
     magic = any(c in pattern for c in "*?[")
     if is_remote(pattern):
-        system, path = Place.of(pattern).resolved()
-        scheme = pattern[: pattern.index("://") + 3]
-        root = path.split("*")[0].split("?")[0].split("[")[0].rsplit("/", 1)[0] if magic else path
-        info = system.get_file_info(root)
-        if info.type == fs.FileType.File:
-            return [pattern]
-        listing = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
-        found = [i.path for i in listing if i.type == fs.FileType.File and (not magic or fnmatch.fnmatch(i.path, path))]
-        names = sorted(scheme + p for p in found)
+        names = _expand_remote(Place.of(pattern))
     elif magic and not os.path.exists(pattern):
         names = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
     elif os.path.isdir(pattern):
@@ -199,13 +218,43 @@ def expand(pattern: str) -> list[str]:
     return [str(Place.of(n)) for n in names]
 
 
+def _expand_remote(place: Place) -> list[str]:
+    if place.is_file():  # a name may hold the characters of a glob
+        return [place.uri]
+    uri, options = split(place.uri)
+    scheme, pattern = uri.split("://", 1)
+    magic = re.search(r"[*?\[]", pattern)
+    root = pattern[: magic.start()].rsplit("/", 1)[0] if magic else pattern
+    if magic and "/" not in pattern[: magic.start()]:
+        raise UserError(f"{place}: name the bucket itself, and use wildcards behind it only")
+    folder = Place(f"{scheme}://{root}{options}")
+    system, _ = folder.resolved()
+    with in_words(place.uri):
+        listing = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+        if not listing and scheme != "hf" and system.get_file_info(root.split("/", 1)[0]).type == fs.FileType.NotFound:
+            raise OSError(f"Bucket '{root}' not found")
+    found = [i.path for i in listing if i.type == fs.FileType.File]
+    if magic:
+        wanted = pattern.split("/")
+        found = [path for path in found if matches(path.split("/"), wanted)]
+    else:
+        found = [path for path in found if "/." not in path.removeprefix(root)]
+    return sorted(f"{scheme}://{path}{options}" for path in found)
+
+
 def identity(uri: str) -> str:
     """A short string that changes when the file's content does.
 
-    Local files are hashed (BLAKE2b); remote ones go by size and modification time.
+    Local files are hashed (BLAKE2b); of remote ones the store knows a tag of the content, else size and
+    modification time stand for it.
     """
     place = Place.of(uri)
     if not place.is_local:
+        system, path = place.resolved()
+        with in_words(uri), system.open_input_stream(path) as stream:
+            told = stream.metadata() or {}
+        if tag := told.get("ETag"):
+            return f"{place.info().size}-{tag.decode()}"
         info = place.info()
         return f"{info.size}-{info.mtime_ns}"
     digest = hashlib.blake2b(digest_size=16)
@@ -223,8 +272,15 @@ def local_folder(where: str | Path | Place) -> Iterator[Path]:
         yield Path(place.uri)
         return
     with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
+        root, options = split(place.uri)
         system, path = place.resolved()
-        fs.copy_files(path, temporary, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+        with in_words(place.uri):
+            listing = system.get_file_info(fs.FileSelector(path, recursive=True))
+        for name in (i.path.removeprefix(f"{path}/") for i in listing if i.type == fs.FileType.File):
+            target = Path(temporary, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Place(f"{root}/{name}{options}").open_input() as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, COPY_BYTES)
         yield Path(temporary)
 
 
@@ -245,4 +301,5 @@ def put_folder(local: Path, where: Place) -> None:
         return
     where.delete()
     system, path = where.resolved()
-    fs.copy_files(str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
+    with in_words(where.uri):
+        fs.copy_files(str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)

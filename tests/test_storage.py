@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
 import pytest
 
+from pipeline.data.parsers import compression
 from pipeline.errors import UserError
+from pipeline.object_store import matches
 from pipeline.storage import Place, expand, identity, is_remote, local_folder, put_folder
 
 
@@ -21,6 +24,20 @@ def test_place_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(Place.of("s3://bucket/runs/") / "a") == "s3://bucket/runs/a"
     assert is_remote("hf://x")
     assert not Place.of("gs://b").is_local
+    assert (place.parent, (place / "a").parent) == (Place.of("runs"), place)
+
+
+def test_options_of_a_uri_stay_at_its_end() -> None:
+    options = "?endpoint_override=http://127.0.0.1:9000&region=x"
+    place = Place.of(f"s3://bucket/a/{options}")
+    assert str(place / "b.csv.gz") == f"s3://bucket/a/b.csv.gz{options}"
+    assert ((place / "b.csv.gz").name, (place / "b").parent) == ("b.csv.gz", place)
+    assert compression(str(place / "b.csv.gz")) == "gzip"
+    assert Place.of("s3://bucket/year?.csv").name == "year?.csv"
+    assert Place.of("s3://bucket/p?x=1/y").name == "y"
+    for uri in ("s3://", "gs:///"):
+        with pytest.raises(UserError, match="names no bucket"):
+            Place.of(uri)
 
 
 def test_unknown_scheme_is_refused() -> None:
@@ -73,6 +90,19 @@ def test_expand(tmp_path: Path) -> None:
     assert names("odd[1].csv") == ["odd[1].csv"]
     with pytest.raises(UserError, match=r"no such file: .*\*\.tsv"):
         names("*.tsv")
+
+
+PATTERNS = "*", "*.csv", "**", "**/*.csv", "**/c.csv", "*/*", "?.csv", "[!a].csv", "sub/**", "**/deep/*", ".*", "[x"
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_wildcards_mean_the_same_in_a_store(pattern: str, tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "c.tsv", ".h.csv", "sub/c.csv", "sub/.h/c.csv", "sub/deep/d.csv", "sub/deep/e/f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    here = {p for p in glob.glob(pattern, root_dir=tmp_path, recursive=True) if (tmp_path / p).is_file()}
+    assert {n for n in names if matches(n.split("/"), pattern.split("/"))} == here
 
 
 def test_identity_follows_the_content(tmp_path: Path) -> None:

@@ -18,7 +18,21 @@ MAX_RECORD_LINES = 2_000
 NEVER_CLOSED = "a quotation mark is never closed"
 
 csv.field_size_limit(MAX_LINE_CHARS)
+_OPEN = "unexpected end of data"  # the csv module's words for a quotation mark that is still open
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class BreaksOff(Exception):
+    """A damaged archive ends here, in the middle of a row.
+
+    Attributes:
+        row: 1-based number of the first line, or of the element of an array, that is not whole.
+        reason: why it is not.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"the file breaks off here: {reason}")
+        self.row, self.reason = row, reason
 
 
 @dataclass(slots=True)
@@ -56,12 +70,17 @@ class Records:
 
 
 def line_blocks(stream: TextIO) -> Iterator[Lines]:
-    """The lines of a stream (opened with ``newline=""``), each at most ``MAX_LINE_CHARS`` long, in blocks."""
+    """The lines of a stream (opened with ``newline=""``), each at most ``MAX_LINE_CHARS`` long, in blocks.
+
+    Raises:
+        BreaksOff: after the last whole line, if the stream is a damaged archive (``unpack``).
+    """
     number, rest, skipping = 1, "", False
     while True:
         block = stream.read(BLOCK_CHARS)
         text = rest + block
-        end = len(text) if not block else _last_line_end(text)
+        broken = None if block else getattr(stream, "broken", None)
+        end = _last_line_end(text) if block or broken else len(text)
         complete, rest = text[:end], text[end:]
         if complete:
             texts = io.StringIO(complete, newline="").readlines()
@@ -73,6 +92,8 @@ def line_blocks(stream: TextIO) -> Iterator[Lines]:
                 texts[i] = ""
             yield Lines(number, texts, too_long, complete.isascii() or _SURROGATE.search(complete) is None)
             number += len(texts)
+        if broken:
+            raise BreaksOff(number, broken)
         if not block:
             if skipping and not complete:
                 yield Lines(number, [""], {0}, True)
@@ -103,19 +124,26 @@ def delimited(blocks: Iterable[Lines], delimiter: str, quoted: bool) -> Iterator
         blocks: the lines.
         delimiter: one character.
         quoted: whether ``"`` quotes fields, RFC 4180; else it is an ordinary character.
+
+    Raises:
+        BreaksOff: after the last whole record. What follows an open quotation mark counts as broken with it: whether
+            the mark is a stray one can no longer be known.
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     open_record = Lines(1, [], set(), True)
-    for block in blocks:
-        if open_record.texts:
-            n = len(open_record.texts)
-            too_long = open_record.too_long | {i + n for i in block.too_long}
-            decodable = open_record.decodable and block.decodable
-            block = Lines(open_record.first, open_record.texts + block.texts, too_long, decodable)
-        records, used = _parse(block, delimiter, quoting, last=False)
-        left = {i - used for i in block.too_long if i >= used}
-        open_record = Lines(block.first + used, block.texts[used:], left, block.decodable)
-        yield records
+    try:
+        for block in blocks:
+            if open_record.texts:
+                n = len(open_record.texts)
+                too_long = open_record.too_long | {i + n for i in block.too_long}
+                decodable = open_record.decodable and block.decodable
+                block = Lines(open_record.first, open_record.texts + block.texts, too_long, decodable)
+            records, used = _parse(block, delimiter, quoting, last=False)
+            left = {i - used for i in block.too_long if i >= used}
+            open_record = Lines(block.first + used, block.texts[used:], left, block.decodable)
+            yield records
+    except BreaksOff as e:
+        raise BreaksOff(open_record.first if open_record.texts else e.row, e.reason) from e
     if open_record.texts:
         yield _parse(open_record, delimiter, quoting, last=True)[0]
 
@@ -130,32 +158,74 @@ def _parse(block: Lines, delimiter: str, quoting: Literal[0, 3], last: bool) -> 
         if len(rows) == len(block.texts) and all(rows):  # every line is one record
             return Records(range(block.first, block.first + len(rows)), rows, decodable=block.decodable), len(rows)
     out = Records([], [], decodable=block.decodable)
-    start, lines = 0, len(block.texts)
-    while start < lines:
-        rest = map(block.texts.__getitem__, range(start, lines))
-        parser = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
-        begin = 0
+    parser = csv.reader(block.texts, delimiter=delimiter, quoting=quoting, strict=True)
+    begin = 0
+    try:
+        for fields in parser:
+            end = parser.line_num
+            if end - begin > 1 and _too_large(block.texts[begin:end]):
+                return _parse_broken(block, begin, out, delimiter, quoting, last)
+            _keep(out, block, begin, end, fields)
+            begin = end
+    except csv.Error:
+        return _parse_broken(block, begin, out, delimiter, quoting, last)
+    return out, len(block.texts)
+
+
+def _parse_broken(
+    block: Lines, at: int, out: Records, delimiter: str, quoting: Literal[0, 3], last: bool
+) -> tuple[Records, int]:
+    """The rest of a block from a broken record on, in time linear in its length.
+
+    Where a record that is open at the start of a line ends does not depend on how it began. So that is found once
+    for each line, from the last to the first, and no line is read again for each stray quotation mark before it.
+    """
+    texts, lines = block.texts, len(block.texts)
+
+    def parse(span: list[str]) -> list[str]:
+        return next(csv.reader(span, delimiter=delimiter, quoting=quoting, strict=True))
+
+    ends: list[tuple[int, str | None]] = [(lines, _OPEN)] * (lines + 1)  # where it ends and what is wrong there
+    chars = [0] * (lines + 1)
+    for i in range(lines - 1, at - 1, -1):
+        chars[i] = chars[i + 1] + len(texts[i])
         try:
-            for fields in parser:
-                end = parser.line_num
-                number = block.first + start + begin
-                if end - begin > 1 and _too_large(block.texts[start + begin : start + end]):
-                    raise csv.Error
-                if not block.too_long.isdisjoint(range(start + begin, start + end)):
-                    out.bad.append((number, too_long_message()))
-                elif fields:
-                    out.numbers.append(number)  # type: ignore[union-attr]
-                    out.rows.append(fields)
-                begin = end
-            start = lines
+            parse(['"' + texts[i]])
+            ends[i] = (i + 1, None)
         except csv.Error as e:
-            at_end = "unexpected end of data" in str(e)
-            long = _too_large(block.texts[start + begin : start + parser.line_num])
-            if at_end and not long and not last:
-                return out, start + begin
-            out.bad.append((block.first + start + begin, NEVER_CLOSED if at_end or long else str(e)))
-            start += begin + 1
+            ends[i] = ends[i + 1] if _OPEN in str(e) else (i + 1, str(e))
+    while at < lines:
+        fields: list[str] = []
+        end, wrong = at + 1, None
+        try:
+            fields = parse([texts[at]])
+        except csv.Error as e:
+            wrong = str(e)
+            if _OPEN in wrong:
+                end, wrong = ends[at + 1]
+                long = end - at > MAX_RECORD_LINES or chars[at] - chars[end] > MAX_LINE_CHARS
+                if wrong and _OPEN in wrong and not long and not last:
+                    return out, at
+                if long or (wrong and _OPEN in wrong):
+                    wrong = NEVER_CLOSED
+                elif not wrong:
+                    fields = parse(texts[at:end])
+        if wrong:
+            out.bad.append((block.first + at, wrong))
+            at += 1
+        else:
+            _keep(out, block, at, end, fields)
+            at = end
     return out, lines
+
+
+def _keep(out: Records, block: Lines, begin: int, end: int, fields: list[str]) -> None:
+    """Note a record that lies in the lines from ``begin`` to ``end``."""
+    if not block.too_long.isdisjoint(range(begin, end)):
+        out.bad.append((block.first + begin, too_long_message()))
+    elif fields:
+        out.numbers.append(block.first + begin)  # type: ignore[union-attr]
+        out.rows.append(fields)
 
 
 def _too_large(texts: list[str]) -> bool:

@@ -8,10 +8,9 @@ raised by ``check``.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
-import lzma
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,12 @@ import pyarrow as pa
 
 from pipeline.data import parsers
 from pipeline.data.config import DataConfig
-from pipeline.data.lines import line_blocks
+from pipeline.data.lines import BreaksOff, line_blocks
+from pipeline.data.parse_csv import header, read_delimited
+from pipeline.data.parse_json import json_elements, json_lines, read_json_array, read_json_lines
+from pipeline.data.parse_parquet import parquet_schema, read_parquet
+from pipeline.data.parse_txt import read_txt_files
+from pipeline.data.unpack import Unpacked, open_bytes, open_text
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place, expand, identity
 
@@ -27,8 +31,6 @@ FORMATS = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tab", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
     ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
-# What decompressors raise on a file that breaks off or is damaged.
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ def find(patterns: Sequence[tuple[str, str]], config: DataConfig) -> list[Source
         files = expand(pattern)
         folders: dict[str, list[str]] = {}
         for file in files:
-            folders.setdefault(file.rsplit("/", 1)[0], []).append(file)
-        texts = config.format in ("auto", "txt") and all(f.lower().endswith(".txt") for f in files)
+            folders.setdefault(Place.of(file).parent.uri, []).append(file)
+        texts = config.format in ("auto", "txt") and all(Place.of(f).name.lower().endswith(".txt") for f in files)
         here = Place.of(pattern).uri
         if texts and here not in folders and here not in files:  # class folders, not one file nor one folder
             new = {folder: (split, "txt", tuple(members)) for folder, members in folders.items()}
@@ -80,7 +82,7 @@ def find(patterns: Sequence[tuple[str, str]], config: DataConfig) -> list[Source
             if uri in found:
                 raise UserError(f"{uri} is named twice among data.train, data.validation and data.test")
         found |= new
-    names = [uri.rsplit("/", 1)[-1] for uri in found]
+    names = [Place.of(uri).name for uri in found]
     sources = []
     for name, (uri, (split, kind, members)) in zip(names, found.items(), strict=True):
         size = sum(Place.of(f).info().size for f in members or (uri,))
@@ -104,7 +106,7 @@ def content(source: Source) -> str:
         return identity(source.uri)
     digest = hashlib.blake2b(digest_size=16)
     for file in source.files:
-        digest.update(f"{file.rsplit('/', 1)[-1]}|{identity(file)}\n".encode())
+        digest.update(f"{Place.of(file).name}|{identity(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -116,7 +118,7 @@ def format_of(uri: str, wanted: str) -> str:
     """
     if wanted != "auto":
         return wanted
-    name = uri.rsplit("/", 1)[-1].lower()
+    name = Place.of(uri).name.lower()
     for suffix in parsers.COMPRESSIONS:
         name = name.removesuffix(suffix)
     suffix = "." + name.rsplit(".", 1)[-1] if "." in name else ""
@@ -140,7 +142,10 @@ def check(source: Source, config: DataConfig) -> list[str]:
     if source.format == "txt":
         return []
     if source.format == "parquet":
-        schema = parsers.parquet_schema(source.uri)
+        try:
+            schema = parquet_schema(source.uri, config)
+        except OSError as e:
+            raise UserError(f"{source.uri} cannot be read: {_first_line_of(e)}") from e
         columns = list(schema.names)
         for field in schema:
             if field.name in parsers.wanted_columns(config) and pa.types.is_nested(field.type):
@@ -159,13 +164,15 @@ def check(source: Source, config: DataConfig) -> list[str]:
 
 
 def _text_columns(source: Source, config: DataConfig) -> list[str]:
-    packed = parsers.compression(source.uri)
     try:
-        with Place.of(source.uri).open_input(packed) as f:
+        with open_bytes(source.uri) as f:
             head = f.read(1 << 16)
-    except DAMAGED as e:
-        what = f"a {packed} file" if packed else "readable"
-        raise UserError(f"{source.uri} is not {what}: {str(e).splitlines()[0]}") from e
+            broken = f.raw.broken if isinstance(f.raw, Unpacked) else None
+    except OSError as e:
+        raise UserError(f"{source.uri} cannot be read: {_first_line_of(e)}") from e
+    if broken and not head:
+        kind = parsers.compression(source.uri)
+        raise UserError(f"{source.uri} is not a {kind} file, or is damaged from its beginning: {broken}")
     if b"\x00" in head and not codecs.lookup(config.encoding).name.startswith(("utf-16", "utf-32")):
         what = "a Parquet file" if head[:4] == b"PAR1" else "binary, not text"
         raise UserError(f"{source.uri} is {what}: it was read as {source.format} (see data.format)")
@@ -174,28 +181,28 @@ def _text_columns(source: Source, config: DataConfig) -> list[str]:
     try:
         if source.format in ("json", "jsonl"):
             return _json_columns(source, config)
-        return parsers.header(source.uri, source.format, config)[0]
+        return header(source.uri, source.format, config)[0]
     except UnicodeError as e:
         raise UserError(f"{source.uri} cannot be read as {config.encoding} (data.encoding): {e}") from e
-    except DAMAGED as e:
-        raise UserError(f"{source.uri} cannot be read: {str(e).splitlines()[0]}") from e
+    except OSError as e:
+        raise UserError(f"{source.uri} cannot be read: {_first_line_of(e)}") from e
 
 
 def is_array(source: Source, config: DataConfig) -> bool:
     """Whether a JSON file is one array rather than an object per line."""
     if source.format not in ("json", "jsonl"):
         return False
-    with parsers.text_stream(source.uri, config) as stream:
+    with open_text(source.uri, config.encoding) as stream:
         return stream.read(1 << 16).lstrip().startswith("[")
 
 
 def _json_columns(source: Source, config: DataConfig) -> list[str]:
     names: dict[str, None] = {}
-    with parsers.text_stream(source.uri, config) as stream:
+    with open_text(source.uri, config.encoding) as stream, contextlib.suppress(BreaksOff):
         if is_array(source, config):
-            rows = parsers.json_elements(stream, config)
+            rows = json_elements(stream, config)
         else:
-            rows = (row for block in line_blocks(stream) for row in parsers.json_lines(block, config))
+            rows = (row for block in line_blocks(stream) for row in json_lines(block, config))
         for seen, (_, row, _) in enumerate(rows):
             names.update(dict.fromkeys(row if isinstance(row, dict) else ()))
             if seen >= 100:
@@ -207,7 +214,7 @@ def _json_columns(source: Source, config: DataConfig) -> list[str]:
 
 
 def _first_line(source: Source, config: DataConfig) -> str:
-    with parsers.text_stream(source.uri, config) as stream:
+    with open_text(source.uri, config.encoding) as stream:
         return f"it begins with {json.dumps(stream.read(40), ensure_ascii=False)}"
 
 
@@ -218,37 +225,34 @@ def read(source: Source, config: DataConfig) -> Iterator[pa.Table]:
         Tables with the schema ``parsers.CHUNK``: ``row`` is the 1-based line (csv, tsv, tab, JSON lines) or position;
         ``text`` the text columns joined by a space; ``error`` says why a row could not be read. A file that breaks
         off in the middle (a damaged archive) ends with such a row.
+
+    Raises:
+        WorkFailed: the file cannot be read any more.
+        UserError: what concerns the whole file.
     """
-    last = 0
     try:
-        for chunk in _chunks(source, config):
-            last = chunk["row"][-1].as_py()
-            yield chunk
-    except DAMAGED as e:
-        if not _is_damage(e):  # a disk or a network that failed: the rows are there, and must not be lost
-            raise WorkFailed(f"{source.uri} cannot be read: {str(e).splitlines()[0]}") from e
+        yield from _chunks(source, config)
+    except BreaksOff as e:
         columns = [pa.nulls(1, pa.string())] * len(parsers.wanted_columns(config))
-        reason = f"the file breaks off here: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
-        yield parsers.table([last + 1], columns, {0: reason}, config)
-    except pa.ArrowInvalid as e:
-        raise UserError(f"{source.uri} is damaged: {str(e).splitlines()[0]}") from e
+        yield parsers.table([e.row], columns, {0: str(e)}, config)
+    except OSError as e:  # a disk or a network that failed: the rows are there, and must not be lost
+        raise WorkFailed(f"{source.uri} cannot be read: {_first_line_of(e)}") from e
     except UnicodeError as e:
         raise UserError(f"{source.uri} is not in the encoding it is read as (data.encoding): {e}") from e
 
 
-def _is_damage(error: Exception) -> bool:
-    words = ("zlib", "zstd", "bz2", "compress", "inflate", "crc", "end of stream")
-    return not isinstance(error, OSError) or any(word in str(error).lower() for word in words)
+def _first_line_of(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _chunks(source: Source, config: DataConfig) -> Iterator[pa.Table]:
     match source.format:
         case "parquet":
-            return parsers.read_parquet(source.uri, config)
+            return read_parquet(source.uri, config)
         case "txt":
-            return parsers.read_txt_files(source.uri.rsplit("/", 1)[-1], source.files, config)
+            return read_txt_files(Place.of(source.uri).name, source.files, config)
         case "json" | "jsonl":
             array = is_array(source, config)
-            return (parsers.read_json_array if array else parsers.read_json_lines)(source.uri, config)
+            return (read_json_array if array else read_json_lines)(source.uri, config)
         case _:
-            return parsers.read_delimited(source.uri, source.format, config)
+            return read_delimited(source.uri, source.format, config)

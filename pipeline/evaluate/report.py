@@ -44,15 +44,16 @@ def write_html(report: Mapping[str, Any]) -> str:
 
     Args:
         report: ``title`` (str) is required. The rest may be missing or None, and the page leaves that section
-            out: ``test`` and ``validation`` (``metrics.summary`` dicts), ``created`` (ISO time), ``version``, ``history``
-            (one dict per evaluation: step, epoch, samples, loss, validation_loss, validation_accuracy,
-            validation_macro_f1, learning_rate, seconds), ``loss_curve`` (``[[step, loss], ...]``), ``ledger`` (read,
-            kept by split, rejected by reason, duplicates, duplicates_by_reason, augmented; in rows), ``gates``,
-            ``near_duplicates`` (rows of ``duplicates/`` with ``kept_text``), ``rules`` (name -> rows changed), ``samples``
-            (rule, before, after), ``profile`` (classes by split, tokens, token_histogram), ``words`` and ``tags`` (of
-            ``data.words`` and ``data.tagger``), ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth,
-            predicted, confidence), ``stages`` (name -> seconds), ``config`` (YAML text), ``environment`` (name ->
-            version), ``checkpoint`` (path), ``serve_command``.
+            out: ``test`` and ``validation`` (``metrics.summary`` dicts), ``created`` (ISO time), ``version``,
+            ``history`` (one dict per evaluation: step, epoch, samples, loss, validation_loss,
+            validation_accuracy, validation_macro_f1, learning_rate, seconds), ``loss_curve`` (``[[step, loss],
+            ...]``), ``ledger`` (read, kept by split, rejected by reason, duplicates, duplicates_by_reason,
+            augmented; in rows), ``gates``, ``near_duplicates`` (rows of ``duplicates/`` with ``kept_text``),
+            ``rules`` (name -> rows changed), ``samples`` (rule, before, after), ``profile`` (classes by split,
+            tokens, token_histogram), ``words`` and ``tags`` (of ``data.words`` and ``data.tagger``),
+            ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth, predicted, confidence), ``stages``
+            (name -> seconds), ``config`` (YAML text), ``environment`` (name -> version), ``checkpoint`` (path),
+            ``serve_command``.
 
     Returns:
         HTML that needs nothing outside itself; write it as UTF-8.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import lines as module
-from pipeline.data.lines import NEVER_CLOSED, delimited, line_blocks
+from pipeline.data.lines import MAX_RECORD_LINES, NEVER_CLOSED, BreaksOff, delimited, line_blocks
 
 Record = tuple[int, "list[str] | None", "str | None"]
 
@@ -94,3 +97,68 @@ def test_any_text_is_parsed_in_rising_lines(text: str) -> None:
 def test_well_formed_rows_survive(rows: list[list[str]]) -> None:
     text = "".join(",".join(f'"{v}"' for v in row) + "\n" for row in rows)
     assert [fields for _, fields, _ in records(text)] == rows
+
+
+def one_by_one(text: str, most: int) -> list[Record]:
+    """What records are, without regard to time: each begins where the one before ended, and is as short as can be."""
+    lines = io.StringIO(text, newline="").readlines()
+    got: list[Record] = []
+    at = 0
+    while at < len(lines):
+        parser = csv.reader(lines[at:], strict=True)
+        try:
+            fields, wrong = next(parser), None
+        except csv.Error as e:
+            fields, wrong = [], str(e)
+        if parser.line_num > most or (wrong and "unexpected end of data" in wrong):
+            wrong = NEVER_CLOSED
+        if wrong or fields:
+            got.append((at + 1, None if wrong else fields, wrong))
+        at += 1 if wrong else parser.line_num
+    return got
+
+
+@given(st.text(alphabet='a,"\n\r ', max_size=80), st.sampled_from([1, 2, 3, 1_000]))
+@settings(max_examples=500, deadline=None)
+def test_broken_records_are_those_of_a_reader_that_takes_its_time(text: str, most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_RECORD_LINES", most)
+        assert records(text) == one_by_one(text, most)
+
+
+@pytest.mark.parametrize("line", ['k",p,"m\n', '"x,y\n', 'a"b,"\n', '"\n', '"" "\n'])
+def test_quotation_marks_that_stay_open_do_not_make_lines_be_read_again_and_again(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, reader, read = 4 * MAX_RECORD_LINES, csv.reader, 0
+
+    def counting(lines: Iterable[str], **options: Any) -> Any:
+        def each() -> Iterator[str]:
+            nonlocal read
+            for text in lines:
+                read += 1
+                yield text
+
+        return reader(each(), **options)
+
+    monkeypatch.setattr(module.csv, "reader", counting)
+    got = records(line * n)
+    assert len(got) >= n // 2
+    assert read < 12 * n
+
+
+def test_a_break_takes_the_open_record_with_it() -> None:
+    class Damaged(io.StringIO):
+        broken = "the rest is lost"
+
+    for text, rows, number in (
+        ("a,b\nc,d\ne", [["a", "b"], ["c", "d"]], 3),
+        ("a,b\nc,d\n", [["a", "b"], ["c", "d"]], 3),
+        ('a,b\nc,"d\ne,f\ng,h\n', [["a", "b"]], 2),
+        ("", [], 1),
+    ):
+        got: list[list[str]] = []
+        blocks = delimited(line_blocks(Damaged(text, newline="")), ",", True)
+        with pytest.raises(BreaksOff, match="the file breaks off here: the rest is lost") as caught:
+            got.extend(row for block in blocks for row in block.rows)
+        assert (got, caught.value.row) == (rows, number)
