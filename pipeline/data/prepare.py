@@ -8,7 +8,6 @@ without it there is no prepared data. What is needed to go on after a kill lies 
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 from pipeline import cluster
@@ -20,7 +19,7 @@ from pipeline.data import (
 )
 from pipeline.data.job import Job
 from pipeline.data.layout import choose
-from pipeline.data.prepared import FORMAT, Prepared
+from pipeline.data.prepared import FORMAT, Prepared, digest
 from pipeline.data.read import Source, content, find
 from pipeline.errors import UserError
 from pipeline.model.source import ModelSource
@@ -50,11 +49,6 @@ def fingerprint(config: Config, sources: list[Source], model: ModelSource) -> st
         tokenizer += [str(augment.VERSION), str(config.seed), model.identity]
     files = [f"{s.name}|{s.split}|{s.format}|{content(s)}" for s in sources]
     return digest(str(FORMAT), str(clean.VERSION), json.dumps(data, sort_keys=True), *tokenizer, *files)
-
-
-def digest(*parts: str) -> str:
-    """A short hexadecimal fingerprint of strings, in order."""
-    return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def prepare(config: Config, model: ModelSource, address: str | None = None) -> tuple[Prepared, bool]:

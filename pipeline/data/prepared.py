@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,3 +106,8 @@ class Prepared:
         offsets = lists.offsets.to_numpy()
         values = lists.values.to_numpy()
         return Tokens(values, offsets.astype(np.int64), table["label"].to_numpy().astype(np.int64))
+
+
+def digest(*parts: str) -> str:
+    """A short hexadecimal fingerprint of strings, in order."""
+    return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()

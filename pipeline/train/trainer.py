@@ -13,8 +13,7 @@ from typing import Any
 
 from pipeline import cluster, console
 from pipeline.config import Config
-from pipeline.data.prepared import Prepared
-from pipeline.data.steps import digest
+from pipeline.data.prepared import Prepared, digest
 from pipeline.errors import WorkFailed
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place, put_folder
