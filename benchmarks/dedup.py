@@ -53,6 +53,7 @@ def ours(texts: list[str], folder: Path) -> tuple[list[tuple[int, int]], float]:
     binary = str(Path(sys.executable).with_name("broadsheet"))
     command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), binary, "prepare", "--data", str(file)]
     command += ["--storage", str(folder / "runs"), "--set", f"data.near_threshold={THRESHOLD}"]
+    command += ["--set", "data.profile_rows=0"]
     done = run(command, folder / "log")
     prepared = Prepared.open(json.loads((folder / "runs/default/data.json").read_text())["prepared"])
     listed = prepared.table("duplicates", ["id", "kept_id"])

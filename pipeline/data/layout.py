@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +26,8 @@ from pipeline.data.read import Source, read
 # second that Ray Data takes to start the next task does not count.
 BLOCK_BYTES = (1 << 20, 16 << 20)
 BLOCKS_PER_CPU = 6
+CONNECTED_SECONDS = 0.3  # a Ray that runs already is reached within
+START_BYTES = 32 << 20  # raw; a larger file would keep all other cores waiting
 FILES_PER_CPU = 2  # from which on whole files are handed out, rather than their blocks
 PACKED = 4  # how much larger a compressed file is taken to be when it is read
 
@@ -48,10 +52,12 @@ def raw_bytes(sources: Sequence[Source]) -> int:
 
 def choose(sources: Sequence[Source], data: DataConfig, address: str | None) -> Layout:
     """Ray Data on a cluster, or where there is more than ``data.in_process_mb``; else this process."""
-    if cluster.is_named(address) or raw_bytes(sources) > data.in_process_mb << 20:
-        cluster.connect(address)
-        return OnRay()
-    return InProcess()
+    if not cluster.is_named(address) and raw_bytes(sources) <= data.in_process_mb << 20:
+        return InProcess()
+    layout = OnRay(address)
+    if cluster.is_named(address):
+        layout.cpus()  # nobody there? Better told before any work than after
+    return layout
 
 
 class InProcess:
@@ -73,12 +79,36 @@ class InProcess:
 
 
 class OnRay:
-    """Streaming tasks of Ray Data on the cluster this process is connected to."""
+    """Streaming tasks of Ray Data on a cluster, or on a local Ray that is started when it is needed first.
+
+    Args:
+        address: the cluster.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address
+
+    def cpus(self) -> int:
+        """How many CPUs there are; connects the first time."""
+        return max(1, cluster.connect(self._address).cpus)
 
     def clean(self, sources: Sequence[Source], data: DataConfig, clean: Clean) -> Iterator[dict[str, Any]]:
         """As of ``Layout``."""
-        cpus = max(1, cluster.resources().cpus)
-        files = cluster.data().from_items(list(range(len(sources))), override_num_blocks=len(sources))
+        # A local Ray takes seconds to start, most of them on one core: meanwhile a thread does the first files here.
+        # (Not the other way round: the processes of a local Ray die with the thread that started them.)
+        connected = Event()
+        with ThreadPoolExecutor(1) as meanwhile, _frozen():
+            early = meanwhile.submit(_until, connected, sources, data, clean)
+            try:
+                cpus = self.cpus()
+            finally:
+                connected.set()
+            done, rows = early.result()
+        yield from rows
+        left = list(range(done, len(sources)))
+        if not left:
+            return
+        files = cluster.data().from_items(left, override_num_blocks=len(left))
         arrow: dict[str, Any] = {"batch_format": "pyarrow"}
 
         def read_and_clean(batch: pa.Table) -> Iterator[pa.Table]:
@@ -95,7 +125,7 @@ class OnRay:
             with _frozen():
                 return clean(block)
 
-        sizes = [raw_bytes([s]) for s in sources]
+        sizes = [raw_bytes([sources[i]]) for i in left]
         if max(sizes) * FILES_PER_CPU * cpus <= sum(sizes):  # every core finds files of its own: nothing is handed over
             yield from files.map_batches(read_and_clean, batch_size=1, num_cpus=1, **arrow).iter_rows()
             return
@@ -104,7 +134,7 @@ class OnRay:
         # CPU shares of their own keep Ray Data from fusing the reader with the cleaner: one large file is read
         # by one task and cleaned by all cores. Of the CPUs, Ray Data holds a quarter back for the reader: shares
         # of 0.7 fill the rest with one cleaner a core.
-        readers = min(len(sources), max(1, cpus // 4))
+        readers = min(len(left), max(1, cpus // 4))
         chunks = files.map_batches(read_file, batch_size=1, num_cpus=0.25, concurrency=readers, **arrow)
         yield from chunks.map_batches(clean_block, batch_size=None, num_cpus=0.7, **arrow).iter_rows()
 
@@ -117,6 +147,7 @@ class OnRay:
                     step(bucket)
             return batch
 
+        self.cpus()
         items = cluster.data().from_items(list(buckets), override_num_blocks=len(buckets))
         for row in items.map_batches(do, batch_format="pyarrow", batch_size=1, num_cpus=1).iter_rows():
             yield row["item"]
@@ -126,6 +157,19 @@ def _numbered(index: int, source: Source, data: DataConfig) -> Iterator[pa.Table
     """The chunks of a source with a first column that says which one it is."""
     for chunk in read(source, data):
         yield chunk.add_column(0, "source", pa.array(np.full(chunk.num_rows, index, np.int32)))
+
+
+def _until(
+    connected: Event, sources: Sequence[Source], data: DataConfig, clean: Clean
+) -> tuple[int, list[dict[str, Any]]]:
+    """Clean whole files, as long as there is no Ray: how many, and the rows that came out of it."""
+    done, rows = 0, []
+    connected.wait(CONNECTED_SECONDS)
+    while not connected.is_set() and done < len(sources) and raw_bytes([sources[done]]) <= START_BYTES:
+        for block in _blocks(done, sources[done], data):
+            rows += clean(block).to_pylist()
+        done += 1
+    return done, rows
 
 
 def _blocks(index: int, source: Source, data: DataConfig) -> Iterator[pa.Table]:
