@@ -79,7 +79,8 @@ class DataConfig(Section):
         (0.01, 1.0), description="Training rows found in held-out splits (they are dropped), per held-out row."
     )
     gate_conflict_rate: tuple[float, float] = Field(
-        (0.01, 0.2), description="Share of rows whose text stands under several labels: warned of, and refused."
+        (0.01, 0.2),
+        description="Share of rows equal or nearly equal under several labels: warned of, and refused.",
     )
     profile_rows: int = Field(
         10_000, ge=0, description="Training rows whose words and parts of speech are profiled, a sample; 0: none."

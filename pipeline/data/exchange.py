@@ -64,6 +64,6 @@ def read_bucket(folder: Place, bucket: int, schema: pa.Schema = ROWS) -> pa.Tabl
             with part.open_random() as f:
                 batches.append(pa.ipc.open_file(f).get_batch(bucket))
         except pa.ArrowInvalid as e:  # parts are not synced to the disk one by one: the machine went down
-            raise WorkFailed(f"{part} is damaged: remove {folder.uri.rsplit('/', 1)[0]} and run again") from e
+            raise WorkFailed(f"{part} is damaged: remove {folder.parent} and run again") from e
     table = pa.Table.from_batches(batches, schema)
     return table.sort_by([("source", "ascending"), ("row", "ascending")]) if schema is ROWS else table

@@ -47,8 +47,10 @@ def judge(config: DataConfig, ledger: Mapping[str, Any], classes: Mapping[str, M
     train = classes["train"]
     least = min(train, key=lambda name: (train[name], name))
     most = max(train.values())
-    disputed = ledger["duplicates_by_reason"].get(dedup.CONFLICT, 0) + ledger["rejected"].get(reject.DISPUTED, 0)
-    leaks = sum(ledger["duplicates_by_reason"].get(reason, 0) for reason in (dedup.LEAK, dedup.NEAR_LEAK))
+    listed = ledger["duplicates_by_reason"]
+    disputed = sum(listed.get(reason, 0) for reason in (dedup.CONFLICT, dedup.NEAR_CONFLICT))
+    disputed += ledger["rejected"].get(reject.DISPUTED, 0)
+    leaks = sum(listed.get(reason, 0) for reason in (dedup.LEAK, dedup.NEAR_LEAK))
     held_out = ledger["kept"]["validation"] + ledger["kept"]["test"]
     rows, ratio = train[least], most / max(1, train[least])
     low, fail = config.gate_class_rows
@@ -60,7 +62,7 @@ def judge(config: DataConfig, ledger: Mapping[str, Any], classes: Mapping[str, M
                "gate_balance", config),
         _above("leak rate", leaks / max(1, held_out),
                f"{leaks:,} duplicates across splits for {held_out:,} held-out rows", "gate_leak_rate", config),
-        _above("conflict rate", disputed / read, f"{disputed:,} rows whose text stands under another label too",
+        _above("conflict rate", disputed / read, f"{disputed:,} rows equal or nearly equal to one of another label",
                "gate_conflict_rate", config),
     ]  # fmt: skip
 

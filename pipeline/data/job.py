@@ -64,6 +64,11 @@ def _neighbours(file: str) -> Neighbours:
         return Neighbours.load(f)
 
 
+def neighbours_model(model: ModelSource) -> ModelSource:
+    """The model whose embeddings say which words are alike: the one to be trained, or MiniLM for one from scratch."""
+    return model if model.folder is not None else model_source.resolve("minilm")
+
+
 @dataclass
 class Job:
     """One job from its sources to its manifest."""
@@ -86,6 +91,7 @@ class Job:
         """
         total = sum(s.size for s in self.sources)
         self.shards = max(2, -(-total // (self.config.data.shard_mb << 20)))
+        neighbours = self._find_neighbours()
         sketch, first = self._first_pass()
         self.labels = sorted(sketch.smallest)
         if len(self.labels) < 2:
@@ -100,7 +106,7 @@ class Job:
         )
         third = self._near_pass()
         tokenizer = self._tokenizer()
-        second = self._second_pass(first["read"], self._augmentation(first["classes"]))
+        second = self._second_pass(first["read"], self._augmentation(sketch.counts(), neighbours))
         third |= {**self._words(), "examples": self._examples()}
         self.place.sweep()
         manifest.write(self.place, self.config, self.sources, self.labels, tokenizer, self.shards, first, third, second)
@@ -130,24 +136,13 @@ class Job:
             name = f"part-{rows['source'][0].as_py():05d}-{rows['row'][0].as_py():012d}.arrow"
             keys = dedup.halves_of(one(rows["key"]))[:, 0]
             exchange.write_part(rows, exchange.bucket_of(keys, shards), shards, work / "parts" / name)
-            if data.near_duplicates != "keep":
-                near_pass.write_codes(rows, sources, data, shards, work / "codes" / name)
             hashes = first_pass.class_hashes(rows, sources)
-            facts["classes"] = {label: len(of) for label, of in hashes.items()}
             raw = pa.array([[h.tobytes() for h in hashes.values()]], pa.list_(pa.binary()))
             labels = pa.array([list(hashes)], pa.list_(pa.string()))
             return pa.table({"facts": [json.dumps(facts)], "labels": labels, "hashes": raw})
 
         sketch = HashSketch()
-        total: dict[str, Any] = {
-            "read": 0,
-            "rejected": {},
-            "rules": {},
-            "samples": {},
-            "cut": 0,
-            "filled": {},
-            "classes": {},
-        }
+        total: dict[str, Any] = {"read": 0, "rejected": {}, "rules": {}, "samples": {}, "cut": 0, "filled": {}}
         with console.bar("prepare", "rows read and cleaned") as progress:
             for row in self.layout.clean(sources, data, clean_block):
                 total = profile.merged([total, json.loads(row["facts"])])
@@ -165,22 +160,28 @@ class Job:
             return dict(json.loads(marker.read_text()))
         shards, ranking, data, sources = self.shards, self._ranking(), self.config.data, self.sources
 
+        def code(bucket: int) -> None:
+            rows = exchange.read_bucket(work / "parts", bucket)
+            near_pass.write_codes(rows, ranking(rows), data, shards, work / "codes" / f"part-{bucket:05d}.arrow")
+
         def meet(bucket: int) -> None:
-            codes = exchange.read_bucket(work / "codes", bucket, near_pass.CODES)
-            near_pass.meet(codes, shards, work / "pairs" / f"part-{bucket:05d}.arrow")
+            codes, name = exchange.read_bucket(work / "codes", bucket, near_pass.CODES), f"part-{bucket:05d}.arrow"
+            near_pass.meet(codes, shards, work / "pairs-of-texts" / name, work / "pairs" / name)
 
         def gather(bucket: int) -> None:
-            pairs = exchange.read_bucket(work / "pairs", bucket, near_pass.PAIRS)
+            pairs = exchange.read_bucket(work / "pairs-of-texts", bucket, near_pass.PAIRS)
             rows = exchange.read_bucket(work / "parts", bucket)
             place = work / "sets" / f"part-{bucket:05d}.arrow"
-            near_pass.gather(rows, ranking(rows), pairs, data.near_ngram, bucket, shards, place)
+            near_pass.gather(rows, ranking(rows), pairs, data.near_ngram, shards, place)
 
         def compare(bucket: int) -> None:
-            alike = near_pass.compare(exchange.read_bucket(work / "sets", bucket, near_pass.SETS), data.near_threshold)
+            pairs = exchange.read_bucket(work / "pairs", bucket, near_pass.PAIRS)
+            sets = exchange.read_bucket(work / "sets", bucket, near_pass.SETS)
+            alike = near_pass.compare(pairs, sets, data.near_threshold)
             write_parquet(alike, work / "alike" / f"part-{bucket:05d}.parquet")
 
-        with console.bar("prepare", "steps to near-duplicates", 3 * shards) as progress:
-            for i, step in enumerate((meet, gather, compare)):
+        with console.bar("prepare", "steps to near-duplicates", 4 * shards) as progress:
+            for i, step in enumerate((code, meet, gather, compare)):
                 for k, _ in enumerate(self.layout.each(range(shards), step)):
                     progress.update(i * shards + k + 1)
         alike = pa.concat_tables(map(read_parquet, (work / "alike").files(".parquet")))
@@ -232,19 +233,25 @@ class Job:
                     return texts
         return texts
 
-    def _augmentation(self, classes: dict[str, int]) -> second_pass.Augmentation | None:
+    def _find_neighbours(self) -> Neighbours | None:
+        """Words of like embedding, where copies are to be made with them: before any work that it could cost."""
+        if "neighbours" not in self.config.data.augment or (self.work / "neighbours.parquet").exists():
+            return None
+        folder = neighbours_model(self.model).folder
+        assert folder is not None
+        console.say("prepare", f"looking for words of like embedding in {folder.name}")
+        return Neighbours.of_model(folder)
+
+    def _augmentation(self, rows: dict[str, int], found: Neighbours | None) -> second_pass.Augmentation | None:
         """What copies to make, if any; words of like embedding are left in the work folder for the workers."""
-        data, file = self.config.data, self.work / "neighbours.parquet"
+        data = self.config.data
         if not data.augment:
             return None
-        rates = augment.copy_rates(classes, data.augment_copies, data.augment_balance)
-        if "neighbours" in data.augment and not file.exists():
-            folder = self.model.folder or model_source.resolve("minilm").folder
-            assert folder is not None
-            console.say("prepare", f"looking for words of like embedding in {folder.name}")
+        if found is not None:
             sink = io.BytesIO()
-            Neighbours.of_model(folder).save(sink)
-            file.write_bytes(sink.getvalue())
+            found.save(sink)
+            (self.work / "neighbours.parquet").write_bytes(sink.getvalue())
+        rates = augment.copy_rates(rows, data.augment_copies, data.augment_balance)
         per_label = [rates[label] for label in self.labels]
         return second_pass.Augmentation(data.augment, per_label, data.augment_share, self.config.seed)
 

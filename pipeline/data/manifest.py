@@ -43,7 +43,7 @@ def write(
     """
     ledger = add_up(first, second)
     if not second["kept"]["train"]:
-        raise UserError("no row is left for training: see data.min_chars, and the reasons: " + reasons(ledger))
+        raise UserError("no row is left for training (see data.min_chars and data.near_duplicates): " + reasons(ledger))
     classes = {s: {n: second["classes"][s].get(n, 0) for n in labels} for s in profile.SPLITS}
     lengths = {s: {int(n): c for n, c in second["lengths"][s].items()} for s in profile.SPLITS}
     tokens = {s: profile.token_profile(lengths[s], second["truncated"][s]) for s in profile.SPLITS}
@@ -108,8 +108,9 @@ def add_up(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def reasons(ledger: dict[str, Any]) -> str:
-    """Why rows were rejected, in words."""
-    return ", ".join(f"{n:,} {reason}" for reason, n in ledger["rejected"].items()) or "all are duplicates"
+    """Why rows were rejected or set aside, in words."""
+    why = {**ledger["rejected"], **ledger["duplicates_by_reason"]}
+    return ", ".join(f"{n:,} {reason}" for reason, n in why.items())
 
 
 def _json(value: Any) -> str:

@@ -1,15 +1,15 @@
 """Near-duplicates: texts whose sets of n-grams overlap, found by MinHash and locality-sensitive hashing (LSH).
 
 Two texts are near-duplicates when the Jaccard similarity of their n-gram sets, ``|A & B| / |A | B|``, reaches a
-threshold. A text is cut into units: runs of letters and digits in scripts of one or two bytes a letter (Latin, Greek,
-Cyrillic, Arabic, Hebrew), and every single character from U+0800 on (Chinese, Japanese, Korean, Thai, emoji). Case,
-punctuation and white space do not count. A text shorter than n units is one n-gram.
+threshold. A text is cut into units: words in Latin, Greek, Cyrillic, Arabic or Hebrew script, and every single
+character from U+0800 on (Chinese, Japanese, Korean, Thai, emoji). Case, punctuation and white space do not count. A
+text shorter than n units is one n-gram.
 
 MinHash (Broder 1997): for a random hash, two sets have the same minimum with a probability equal to their Jaccard
 similarity. LSH (Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.4): ``bands`` groups of ``rows`` minima
 each; texts that agree in all minima of a band are compared. At similarity s they are with probability
 ``1 - (1 - s**rows) ** bands``; ``lsh_shape`` picks both so that at the threshold it is at least 0.97. What is
-compared is then measured on the real sets: nothing below the threshold is ever called a near-duplicate.
+compared is then measured on the real sets.
 
 All of it is NumPy over the bytes of an Arrow column, in blocks that fit the processor's cache.
 """
@@ -27,11 +27,14 @@ import pyarrow.compute as pc
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
+VERSION = 1  # raise it whenever other texts would be found: prepared data is then made anew
 BLOCK_TEXTS = 1_000  # a block's arrays stay in the cache: three times the speed of one pass over 20,000 news texts
 MAX_HASHES = 64  # per text: what they cost, and what is kept of them between the passes, grows with them
 RECALL = 0.97  # at the threshold; above it, it soon is 1
-ALL_PAIRS_UP_TO = 64  # texts that agree in a band; of more, each is compared with the best ones
-HUBS = 16
+ALL_PAIRS_UP_TO = 16  # texts that agree in a band; of more, each is compared with the best ones
+HUBS = 8
+# What is no word and no character of its own, beyond ASCII: punctuation and spaces of all scripts.
+_MARKS = r"[\p{P}\p{Z}]"
 
 _BREAK, _LETTER, _ALONE = 0, 1, 2
 _KIND = np.zeros(256, np.uint8)
@@ -68,6 +71,9 @@ def units(texts: pa.StringArray) -> tuple[U64, I64]:
         ``hashes`` [units of all texts] and ``offsets`` [texts + 1].
     """
     texts = pc.utf8_lower(texts)
+    ascii_only = pc.string_is_ascii(texts)
+    if not pc.all(ascii_only).as_py():
+        texts = pc.if_else(ascii_only, texts, pc.replace_substring_regex(texts, _MARKS, " "))
     bounds = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
     values = texts.buffers()[2]
     data = np.frombuffer(values, np.uint8)[bounds[0] : bounds[-1]] if values is not None else np.empty(0, np.uint8)
@@ -77,11 +83,10 @@ def units(texts: pa.StringArray) -> tuple[U64, I64]:
     kind = _KIND[data]
     alone = np.flatnonzero(kind == _ALONE)
     if len(alone):
-        lead, second = data[alone], data[np.minimum(alone + 1, len(data) - 1)]
-        # U+2000 to U+207F and U+3000 to U+303F: general and Chinese punctuation.
-        marks = alone[((lead == 0xE2) & (second <= 0x81)) | ((lead == 0xE3) & (second == 0x80))]
-        for k in range(3):
-            kind[marks + k] = _BREAK
+        # U+1E00 to U+1FFF are letters of Latin (Vietnamese) and Greek words, in three bytes.
+        letters = (data[alone] == 0xE1) & (data[np.minimum(alone + 1, len(data) - 1)] >= 0xB8)
+        kind[alone[letters]] = _LETTER
+        alone = alone[~letters]
     inside = kind != _BREAK
     begins = np.empty(len(data), bool)
     begins[0] = inside[0]
@@ -181,7 +186,7 @@ def band_codes(texts: pa.StringArray, n: int, threshold: float) -> U64:
         code = np.broadcast_to(np.arange(bands, dtype=np.uint64), signature.shape[:2])
         for k in range(rows):
             code = _mix(code * np.uint64(31) + signature[:, :, k])
-        codes[start : start + len(code)] = np.where(np.diff(offsets)[:, None] > 0, code | np.uint64(1), 0)
+        codes[start : start + len(code)] = np.where(np.diff(offsets)[:, None] > 0, np.maximum(code, 1), 0)
     return codes
 
 

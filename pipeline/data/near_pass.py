@@ -1,12 +1,13 @@
 """How near-duplicates are found among all rows: four steps over buckets, joined through the exchange.
 
-1. ``write_codes``, for each block of the first pass: the LSH codes of its texts, bucketed by code.
-2. ``meet``, for each bucket of codes: pairs of texts with an equal code, sent to the buckets of both texts.
-3. ``gather``, for each bucket of texts: the n-grams of every text in a pair, bucketed by pair.
-4. ``compare``, for each bucket of pairs: the Jaccard similarity of the real n-gram sets.
+1. ``write_codes``, for each bucket of texts: the LSH codes of those that stand among their equals, bucketed by code.
+2. ``meet``, for each bucket of codes: pairs of texts with an equal code, sent to the buckets of both texts and to one
+   of pairs.
+3. ``gather``, for each bucket of texts: the n-grams of every text in a pair, sent to the buckets of its pairs.
+4. ``compare``, for each bucket of pairs: the Jaccard similarity of the n-gram sets.
 
-Memory is bounded by a bucket throughout. ``decide`` then reads the pairs that are alike, and only those, and says
-which texts fall. Texts are named by the first half of their key, so that exact duplicates are one text.
+Memory is bounded by a bucket, and by ``GRAMS_AT_ONCE``. ``decide`` then reads the pairs that are alike, and only those,
+and says which texts fall. Texts are named by the first half of their key, so that exact duplicates are one text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data import dedup, exchange, near
-from pipeline.data.columns import file_splits, one, to_mask
+from pipeline.data.columns import one
 from pipeline.data.config import DataConfig
 from pipeline.data.profile import SPLITS
 from pipeline.data.rank import Ranked
@@ -29,14 +30,14 @@ from pipeline.data.shards import read_parquet, shard_name
 from pipeline.storage import Place
 
 EXAMPLES = 12
-MOST_GRAMS = 2_048  # of a longer text a sample of its n-grams is compared: those whose hashes end in zeros
+MOST_GRAMS = 2_048  # of a text with more a sample of its n-grams is compared: those whose hashes end in zeros
+GRAMS_AT_ONCE = 1 << 20  # of both sides of the pairs that are compared together
 
 CODES = pa.schema([("code", pa.uint32()), ("key", pa.uint64()), ("order", pa.uint64())])
 PAIRS = pa.schema([("a", pa.uint64()), ("b", pa.uint64())])
 SETS = pa.schema(
     [
-        *PAIRS,
-        ("second", pa.bool_()),
+        ("key", pa.uint64()),
         ("order", pa.uint64()),
         ("label", pa.int32()),
         ("level", pa.uint8()),
@@ -87,86 +88,107 @@ def split_of(order: U64) -> I64:
     return 2 - (order >> np.uint64(62)).astype(np.int64)
 
 
-def write_codes(rows: pa.Table, sources: Sequence[Source], config: DataConfig, buckets: int, place: Place) -> None:
-    """Step 1: the LSH codes of a block of cleaned rows (schema ``exchange.ROWS``)."""
-    rows = rows.filter(pc.is_null(rows["reason"])).combine_chunks()
-    codes = near.band_codes(one(rows["text"]), config.near_ngram, config.near_threshold)
-    keys = dedup.halves_of(one(rows["key"]))[:, 0]
-    order = orders(file_splits(rows, sources), one(rows["source"]).to_numpy(), one(rows["row"]).to_numpy())
-    has = codes.ravel() != 0
-    flat = codes.ravel()[has]
-    bands = codes.shape[1]
-    columns = [(flat >> np.uint64(32)).astype(np.uint32), np.repeat(keys, bands)[has], np.repeat(order, bands)[has]]
-    exchange.write_part(pa.table(columns, schema=CODES), exchange.bucket_of(flat, buckets), buckets, place)
-
-
-def meet(codes: pa.Table, buckets: int, place: Place) -> None:
-    """Step 2: pairs of texts that agree in a band."""
-    code, key, order = (one(codes[name]).to_numpy() for name in CODES.names)
-    by = np.lexsort((order, key, code))
-    code, key, order = code[by], key[by], order[by]
-    first = np.ones(len(by), bool)  # equal texts are one
-    first[1:] = (code[1:] != code[:-1]) | (key[1:] != key[:-1])
-    code, key, order = code[first], key[first], order[first]
-    better, worse = near.meetings(code.astype(np.uint64), order)
-    a, b = np.minimum(key[better], key[worse]), np.maximum(key[better], key[worse])
-    pairs = np.unique(np.stack([a, b], axis=1), axis=0) if len(a) else np.empty((0, 2), np.uint64)
-    homes = exchange.bucket_of(pairs, buckets)
-    both = np.concatenate([pairs, pairs[homes[:, 0] != homes[:, 1]]])
-    home = np.concatenate([homes[:, 0], homes[homes[:, 0] != homes[:, 1]][:, 1]])
-    exchange.write_part(pa.table([both[:, 0], both[:, 1]], schema=PAIRS), home, buckets, place)
-
-
-def gather(rows: pa.Table, ranked: Ranked, pairs: pa.Table, n: int, bucket: int, buckets: int, place: Place) -> None:
-    """Step 3: the n-grams of the texts of one bucket that are in pairs.
+def write_codes(rows: pa.Table, ranked: Ranked, config: DataConfig, buckets: int, place: Place) -> None:
+    """Step 1: the LSH codes of the texts of one bucket.
 
     Args:
         rows: of the bucket, as given to ``rank``.
         ranked: only texts that stand among their equals take part.
+        config: the data section.
+        buckets: how many there are.
+        place: where the codes go.
+    """
+    at = ranked.winners
+    codes = near.band_codes(one(rows["text"]).take(pa.array(at)), config.near_ngram, config.near_threshold)
+    has = codes.ravel() != 0
+    flat, bands = codes.ravel()[has], codes.shape[1]
+    keys, order = _keys(rows)[at], _orders_of(rows, ranked, at)
+    columns = [(flat >> np.uint64(32)).astype(np.uint32), np.repeat(keys, bands)[has], np.repeat(order, bands)[has]]
+    exchange.write_part(pa.table(columns, schema=CODES), exchange.bucket_of(flat, buckets), buckets, place)
+
+
+def _keys(rows: pa.Table) -> U64:
+    return dedup.halves_of(one(rows["key"]))[:, 0]
+
+
+def _orders_of(rows: pa.Table, ranked: Ranked, at: I64) -> U64:
+    return orders(ranked.splits[at], one(rows["source"]).to_numpy()[at], one(rows["row"]).to_numpy()[at])
+
+
+def meet(codes: pa.Table, buckets: int, to_texts: Place, to_pairs: Place) -> None:
+    """Step 2: pairs of texts that agree in a band.
+
+    Args:
+        codes: schema ``CODES``, of one bucket.
+        buckets: how many there are.
+        to_texts: where the pairs go by the buckets of their texts.
+        to_pairs: where they go by a bucket of their own.
+    """
+    code, key, order = (one(codes[name]).to_numpy() for name in CODES.names)
+    better, worse = near.meetings(code.astype(np.uint64), order)
+    pairs = _distinct(np.minimum(key[better], key[worse]), np.maximum(key[better], key[worse]))
+    homes = exchange.bucket_of(pairs, buckets)
+    apart = homes[:, 0] != homes[:, 1]
+    both, home = np.concatenate([pairs, pairs[apart]]), np.concatenate([homes[:, 0], homes[apart][:, 1]])
+    exchange.write_part(pa.table([both[:, 0], both[:, 1]], schema=PAIRS), home, buckets, to_texts)
+    exchange.write_part(
+        pa.table([pairs[:, 0], pairs[:, 1]], schema=PAIRS), _pair_bucket(pairs, buckets), buckets, to_pairs
+    )
+
+
+def _distinct(a: U64, b: U64) -> U64:
+    """Each pair once, [pairs, 2]."""
+    return np.unique(np.stack([a, b], axis=1), axis=0) if len(a) else np.empty((0, 2), np.uint64)
+
+
+def _pair_bucket(pairs: U64, buckets: int) -> I64:
+    return exchange.bucket_of(pairs[:, 0] ^ (pairs[:, 1] >> np.uint64(7)), buckets)
+
+
+def gather(rows: pa.Table, ranked: Ranked, pairs: pa.Table, n: int, buckets: int, place: Place) -> None:
+    """Step 3: the n-grams of the texts of one bucket that are in pairs, once for each bucket of pairs.
+
+    Args:
+        rows: of the bucket, as given to ``rank``.
+        ranked: as given to ``write_codes``.
         pairs: schema ``PAIRS``, with a text of this bucket in each.
         n: units of an n-gram.
-        bucket: the number of this one.
         buckets: how many there are.
         place: where the n-grams go.
     """
-    distinct = np.stack([pairs["a"].to_numpy(), pairs["b"].to_numpy()], axis=1)
-    distinct = np.unique(distinct, axis=0) if len(distinct) else distinct
-    winners = ranked.winners
-    keys = dedup.halves_of(one(rows["key"]))[winners, 0]
-    winners, keys = winners[np.argsort(keys, kind="stable")], np.sort(keys)
-    parts = []
-    for side in (0, 1):
-        mine = distinct[exchange.bucket_of(distinct[:, side], buckets) == bucket]
-        at = np.minimum(np.searchsorted(keys, mine[:, side]), max(0, len(keys) - 1))
-        there = keys[at] == mine[:, side] if len(keys) else np.zeros(len(mine), bool)
-        mine, of = mine[there], winners[at[there]] if len(keys) else np.empty(0, np.int64)
-        parts.append((mine, of, np.full(len(mine), bool(side))))
-    pair, row, second = (np.concatenate(c) for c in zip(*parts, strict=True))
-    texts, inverse = np.unique(row, return_inverse=True)
-    grams, levels = _sets(one(rows["text"]).take(pa.array(texts)), n)
-    order = orders(ranked.splits[row], one(rows["source"]).to_numpy()[row], one(rows["row"]).to_numpy()[row])
-    columns = [
-        pair[:, 0], pair[:, 1], pa.array(second), order, pa.array(ranked.label[row], pa.int32()), levels[inverse],
-        grams.take(pa.array(inverse)),
-    ]  # fmt: skip
-    home = exchange.bucket_of(pair[:, 0] ^ (pair[:, 1] >> np.uint64(7)), buckets)
-    exchange.write_part(pa.table(columns, schema=SETS), home, buckets, place)
+    distinct = _distinct(pairs["a"].to_numpy(), pairs["b"].to_numpy())
+    homes = _pair_bucket(distinct, buckets).astype(np.uint64)
+    wanted = _distinct(distinct.ravel(), np.repeat(homes, 2))  # a text, and a bucket that wants it
+    at = ranked.winners[np.argsort(_keys(rows)[ranked.winners], kind="stable")]
+    keys = _keys(rows)[at]
+    wanted = wanted[np.isin(wanted[:, 0], keys)]
+    texts, inverse = np.unique(np.searchsorted(keys, wanted[:, 0]), return_inverse=True)
+    at = at[texts]
+    grams, levels = _sets(one(rows["text"]).take(pa.array(at)), n)
+    table = pa.table(
+        [keys[texts], _orders_of(rows, ranked, at), pa.array(ranked.label[at], pa.int32()), levels, grams], schema=SETS
+    )
+    exchange.write_part(table.take(pa.array(inverse)), wanted[:, 1].astype(np.int64), buckets, place)
 
 
 def _sets(texts: pa.StringArray, n: int) -> tuple[pa.ListArray, npt.NDArray[np.uint8]]:
-    """The n-grams of each text, and by how many halvings they were sampled to be at most ``MOST_GRAMS`` or so."""
+    """The distinct n-grams of each text, and by how many halvings they were sampled to be ``MOST_GRAMS`` or so."""
     grams, counts, levels = [], [np.empty(0, np.int64)], np.zeros(len(texts), np.uint8)
     for start in range(0, len(texts), near.BLOCK_TEXTS):
         hashes, offsets = near.ngrams(texts.slice(start, near.BLOCK_TEXTS), n)
-        sizes = np.diff(offsets)
+        count = len(offsets) - 1
+        text = np.repeat(np.arange(count), np.diff(offsets))
+        by = np.lexsort((hashes, text))
+        hashes, text = hashes[by], text[by]
+        new = np.ones(len(by), bool)
+        new[1:] = (hashes[1:] != hashes[:-1]) | (text[1:] != text[:-1])
+        hashes, text = hashes[new], text[new]
+        sizes = np.bincount(text, minlength=count)
         level = np.ceil(np.log2(np.maximum(sizes / MOST_GRAMS, 1))).astype(np.uint8)
-        levels[start : start + len(sizes)] = level
-        if level.any():
-            text = np.repeat(np.arange(len(sizes)), sizes)
-            keep = _sampled(hashes, level[text])
-            hashes, sizes = hashes[keep], np.bincount(text[keep], minlength=len(sizes))
-        grams.append(hashes)
-        counts.append(sizes)
+        levels[start : start + count] = level
+        keep = _sampled(hashes, level[text])
+        grams.append(hashes[keep])
+        counts.append(np.bincount(text[keep], minlength=count))
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
     values = np.concatenate(grams) if grams else np.empty(0, np.uint64)
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(values)), levels
@@ -177,33 +199,39 @@ def _sampled(hashes: U64, level: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]
     return (hashes & ((np.uint64(1) << level.astype(np.uint64)) - np.uint64(1))) == 0
 
 
-def compare(sets: pa.Table, threshold: float) -> pa.Table:
+def compare(pairs: pa.Table, sets: pa.Table, threshold: float) -> pa.Table:
     """Step 4: the pairs that are alike.
 
     Args:
-        sets: schema ``SETS``, both texts of each pair among them (one is missing where it does not stand).
+        pairs: schema ``PAIRS``, of one bucket.
+        sets: schema ``SETS``: the texts of these pairs.
         threshold: least Jaccard similarity.
 
     Returns:
         Schema ``ALIKE``.
     """
-    sets = sets.sort_by([("a", "ascending"), ("b", "ascending"), ("second", "ascending")]).combine_chunks()
-    a, b = (one(sets[name]).to_numpy() for name in ("a", "b"))
-    second = to_mask(one(sets["second"]))
-    left = np.flatnonzero((a[1:] == a[:-1]) & (b[1:] == b[:-1]) & second[1:] & ~second[:-1])
-    right = left + 1
-    level = one(sets["level"]).to_numpy()
-    common = np.maximum(level[left], level[right])
-    hashes = [_side(one(sets["grams"]), at, common, level) for at in (left, right)]
-    similarity = near.jaccard(*hashes[0], *hashes[1])
-    alike = np.flatnonzero(similarity >= threshold)
+    sets = sets.sort_by("key").combine_chunks()
+    key, order, label, level = (one(sets[name]).to_numpy() for name in SETS.names[:4])
+    grams = one(sets["grams"])
+    sizes = np.diff(grams.offsets.to_numpy())
+    distinct = _distinct(pairs["a"].to_numpy(), pairs["b"].to_numpy())
+    left, right = np.searchsorted(key, distinct[:, 0]), np.searchsorted(key, distinct[:, 1])
+    similarity = np.zeros(len(distinct))
+    ends = np.cumsum(sizes[left] + sizes[right]) if len(distinct) else np.empty(0, np.int64)
+    start = 0
+    while start < len(distinct):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + GRAMS_AT_ONCE, "right")))
+        common = np.maximum(level[left[start:stop]], level[right[start:stop]])
+        sides = [_side(grams, at[start:stop], common, level) for at in (left, right)]
+        similarity[start:stop] = near.jaccard(*sides[0], *sides[1])
+        start = stop
+    alike = similarity >= threshold
     left, right, similarity = left[alike], right[alike], similarity[alike]
-    order = one(sets["order"]).to_numpy()
     swap = order[right] < order[left]
-    keys = np.where(swap, b[left], a[left]), np.where(swap, a[left], b[left])
     better, worse = np.where(swap, right, left), np.where(swap, left, right)
-    label = one(sets["label"]).to_numpy()[better]
-    return pa.table([order[better], order[worse], *keys, label, similarity.astype(np.float32)], schema=ALIKE)
+    columns = [order[better], order[worse], key[better], key[worse], label[better], similarity.astype(np.float32)]
+    return pa.table(columns, schema=ALIKE)
 
 
 def _side(grams: pa.ListArray, at: I64, common: npt.NDArray[np.uint8], level: npt.NDArray[np.uint8]) -> tuple[U64, I64]:

@@ -16,8 +16,10 @@ from pipeline.data import (
     augment,
     clean,
     gates,
+    near,
+    tagger,
 )
-from pipeline.data.job import Job
+from pipeline.data.job import Job, neighbours_model
 from pipeline.data.layout import choose
 from pipeline.data.prepared import FORMAT, Prepared, digest
 from pipeline.data.read import Source, content, find
@@ -46,9 +48,15 @@ def fingerprint(config: Config, sources: list[Source], model: ModelSource) -> st
     if model.folder is None:
         tokenizer.append(str(config.model.vocab_size))
     if config.data.augment:
-        tokenizer += [str(augment.VERSION), str(config.seed), model.identity]
+        tokenizer += [str(augment.VERSION), str(config.seed)]
+    if "neighbours" in config.data.augment:
+        tokenizer.append(neighbours_model(model).identity)
+    if config.data.profile_rows:
+        tokenizer += tagger.installed()
     files = [f"{s.name}|{s.split}|{s.format}|{content(s)}" for s in sources]
-    return digest(str(FORMAT), str(clean.VERSION), json.dumps(data, sort_keys=True), *tokenizer, *files)
+    return digest(
+        str(FORMAT), str(clean.VERSION), str(near.VERSION), json.dumps(data, sort_keys=True), *tokenizer, *files
+    )
 
 
 def prepare(config: Config, model: ModelSource, address: str | None = None) -> tuple[Prepared, bool]:

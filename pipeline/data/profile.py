@@ -81,7 +81,9 @@ def warnings(classes: Mapping[str, Mapping[str, int]], rejected_labels: Mapping[
     none = sorted(set(train) | set(classes["test"]) | set(classes["validation"]))
     none = [label for label in none if train.get(label, 0) == 0]
     if none:
-        said.append(f"{_names(none)} without any training row left (all were duplicates of test or validation rows)")
+        said.append(
+            f"{_names(none)} without any training row left (all were duplicates or near-duplicates of other rows)"
+        )
     for label, rows in sorted(rejected_labels.items()):
         said.append(f"label '{label}' is seen only in validation or test: {rows:,} rows rejected")
     untested = [label for label in train if classes["test"].get(label, 0) == 0 and train[label] > 1]

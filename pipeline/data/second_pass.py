@@ -95,8 +95,9 @@ def finish_rows(
         fallen: schema ``near_pass.FALLEN``: the texts of this bucket that are near-duplicates of kept ones.
         augmentation: of the training rows, if any.
     """
-    names = [s.name for s in sources]
-    ids = _ids(pa.array(names, pa.string()), one(rows["source"]).to_numpy(), one(rows["row"]).to_numpy())
+    ids = _ids(
+        pa.array([s.name for s in sources], pa.string()), one(rows["source"]).to_numpy(), one(rows["row"]).to_numpy()
+    )
     rows = rows.append_column("id", ids)
     label, splits = ranked.label, ranked.splits
     winners = ranked.winners
@@ -129,7 +130,7 @@ def finish_rows(
     alive = to_mask(pc.is_null(one(rows["reason"])))
     unlearnable = alive & (label < 0)
     tables["rejected"] = _rejected(rows, alive, unlearnable, ranked.candidates[ranked.standing < 0])
-    tables["duplicates"] = _duplicates(rows, ranked, kept, fallen, pa.array(names, pa.string()), labels)
+    tables["duplicates"] = _duplicates(rows, ranked, kept, fallen, sources, labels)
     facts["rejected"] = dict(Counter(tables["rejected"]["reason"].to_pylist()))
     facts["duplicates"] = dict(Counter(tables["duplicates"]["reason"].to_pylist()))
     facts["unlearnable"] = dict(Counter(rows["label"].filter(pa.array(unlearnable)).to_pylist()))
@@ -175,9 +176,13 @@ def _rejected(rows: pa.Table, alive: Mask, unlearnable: Mask, dropped: Ints) -> 
 
 
 def _duplicates(
-    rows: pa.Table, ranked: Ranked, kept: Mask, fallen: pa.Table, names: pa.StringArray, labels: Sequence[str]
+    rows: pa.Table, ranked: Ranked, kept: Mask, fallen: pa.Table, sources: Sequence[Source], labels: Sequence[str]
 ) -> pa.Table:
-    """Rows that stand aside for another one, which is kept: of equal text, or one that the text is like."""
+    """Rows that stand aside for another one, which is kept: of equal text, or one that the text is like.
+
+    Their reason says whether files put the two into different splits: that is a leak of the data as it was given. What
+    a draw of ours would have put apart is none.
+    """
     candidates, standing, label, hint = ranked.candidates, ranked.standing, ranked.label, ranked.hint
     stands = np.where(standing >= 0, candidates[standing], -1)
     aside = np.flatnonzero((stands >= 0) & ~kept[candidates])
@@ -185,8 +190,7 @@ def _duplicates(
     at, of = candidates[aside], stands[aside]
     kept_id, kept_label, kept_split = one(rows["id"]).take(pa.array(of)), label[of].copy(), ranked.splits[of].copy()
     similarity = np.ones(len(at), np.float32)
-    # Equal texts hash alike, so a duplicate's own split would be its file's: compare where files put them.
-    here, there = hint[at].copy(), hint[of].copy()
+    own, files = hint[at].copy(), hint[of].copy()
     keys = dedup.halves_of(one(rows["key"]))[:, 0]
     order = np.argsort(fallen["key"].to_numpy())
     found = fallen.take(pa.array(order))
@@ -194,16 +198,20 @@ def _duplicates(
     if near.any():
         found = found.take(pa.array(np.searchsorted(found["key"].to_numpy(), keys[of][near])))
         source, row = near_pass.place_of(found["kept"].to_numpy())
+        names = pa.array([s.name for s in sources], pa.string())
         kept_id = pc.replace_with_mask(kept_id, pa.array(near), _ids(names, source, row))
         kept_label[near] = found["kept_label"].to_numpy()
-        kept_split[near] = there[near] = found["kept_split"].to_numpy()
+        kept_split[near] = found["kept_split"].to_numpy()
+        files[near] = np.array([SPLITS.index(s.split) for s in sources])[source]
         similarity[near] = found["similarity"].to_numpy()
-        here[near] = ranked.splits[at][near]
+        own[near] = ranked.splits[at][near]
     differs = label[at] != kept_label
-    why = [dedup.reason(bool(n), not d, bool(a == b)) for n, d, a, b in zip(near, differs, here, there, strict=True)]
+    why = [
+        dedup.reason(bool(n), not d, bool(a == b)) for n, d, a, b in zip(near, differs, hint[at], files, strict=True)
+    ]
     take, split_names = pa.array(at), pa.array(SPLITS, pa.string())
     columns = [
-        *(rows[name].take(take) for name in ("id", "text", "label")), split_names.take(pa.array(hint[at])),
+        *(rows[name].take(take) for name in ("id", "text", "label")), split_names.take(pa.array(own)),
         kept_id, pa.array(labels, pa.string()).take(pa.array(kept_label)), split_names.take(pa.array(kept_split)),
         pa.array(similarity), pa.array(why, pa.string()),
     ]  # fmt: skip

@@ -32,6 +32,16 @@ class HashSketch:
         merged = np.unique(hashes if seen is None else np.concatenate([seen, hashes]))
         self.smallest[label] = merged[: self.size]
 
+    def counts(self) -> dict[str, int]:
+        """Distinct texts of each class: of a large one an estimate, to a per cent or so.
+
+        The k-th smallest of n uniform hashes lies near k / n (k minimum values; Bar-Yossef et al. 2002).
+        """
+        return {
+            label: len(h) if len(h) < self.size else round((self.size - 1) * 2**64 / int(h[-1]))
+            for label, h in self.smallest.items()
+        }
+
     def bounds(self, test_fraction: float, validation_fraction: float) -> dict[str, tuple[int, int]]:
         """Per class ``(test, validation)``: a hash below the first is test, else below the second validation."""
         return {

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from typing import Any
 
@@ -87,6 +87,17 @@ _TOKEN = re.compile(
     r"(?:[^\W\d_]\.){2,}|\w+(?=n't\b)|n't\b|'(?:s|d|m|re|ve|ll)\b|\w+(?:[-.,]\w+)*|[^\w\s]", re.IGNORECASE
 )
 Tagged = list[tuple[list[str], list[str]]]  # of each sentence the parts of its words, and its chunks
+
+
+def installed() -> list[str]:
+    """The taggers that are installed, with their versions: what ``profile`` says depends on them."""
+    found = []
+    for name in ("textblob", "jieba"):
+        try:
+            found.append(f"{name}=={version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def profile(

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 # Pieces and characters remembered; then the memory is emptied, so that it does not grow with the rows.
-MAX_PIECES = 200_000
+MAX_PIECES = 100_000
 MAX_CHARS = 8_000_000
 BLOCK_TEXTS = 16_384
 

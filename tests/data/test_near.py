@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,13 +17,13 @@ def units_of(text: str) -> list[str]:
     """What ``near.units`` does, character by character."""
     found, word = [], ""
     for character in text.lower():
-        size = len(character.encode())
-        if size == 2 or (size == 1 and character.isalnum()):
+        size, kind = len(character.encode()), unicodedata.category(character)[0]
+        if kind not in "PZ" and (size == 2 or (size == 1 and character.isalnum()) or 0x1E00 <= ord(character) < 0x2000):
             word += character
             continue
         found += [word] if word else []
         word = ""
-        if size > 2 and not (0x2000 <= ord(character) <= 0x207F or 0x3000 <= ord(character) <= 0x303F):
+        if size > 2 and kind not in "PZ":
             found.append(character)
     return [*found, word] if word else found
 
@@ -40,7 +42,7 @@ def same_as(reference: list[list[object]], hashes: np.ndarray, offsets: np.ndarr
     assert len(set(seen.values())) == len(seen)
 
 
-TEXTS = st.lists(st.text(st.sampled_from("abAB1 .-é'Ёж中文，。、“”ア😀€"), max_size=12), max_size=8)
+TEXTS = st.lists(st.text(st.sampled_from("abAB1 .-é'Ёж中文，。！、“”«»，アếệ😀€"), max_size=12), max_size=8)
 
 
 @settings(max_examples=150, deadline=None)
@@ -56,6 +58,10 @@ def test_case_punctuation_and_space_do_not_count() -> None:
     assert (codes[0] == codes[1]).all()
     assert (codes[0] != codes[2]).any()
     assert (codes[3:] == 0).all(), "a text without a unit meets nobody"
+    for a, b in (("你好，世界！", "你好世界"), ("«Правда» вышла", "правда вышла"), ("Tiếng Việt?", "tiếng việt")):
+        same = near.band_codes(pa.array([a, b]), 2, 0.8)
+        assert (same[0] == same[1]).all()
+    assert np.diff(near.units(pa.array(["tiếng Việt rất hay"]))[1]).tolist() == [4]
 
 
 def test_long_words_are_told_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,50 @@ def test_long_texts_are_compared_by_a_sample(changed: int, tmp_path: Path) -> No
         assert not found
 
 
+def test_a_repetitive_text_is_judged_by_its_distinct_ngrams(tmp_path: Path) -> None:
+    generator = random.Random(6)
+    lines = [" ".join(sentence(generator, 12)) for _ in range(6)]
+    one, two = [*lines[:4] * 200, lines[4]], [*lines[:4] * 200, lines[5]]
+    rows = [(" ".join(one), "a"), (" ".join(two), "b"), *((" ".join(sentence(generator)), "b") for _ in range(8))]
+    grams = [{(a, b) for a, b in itertools.pairwise(" ".join(t).split())} for t in (one, two)]
+    real = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+    assert 0.5 < real < 0.69
+    assert not listed(prepared(tmp_path, {"train": write(tmp_path / "rows.csv", rows)}))
+    found = listed(prepared(tmp_path, {"train": str(tmp_path / "rows.csv")}, f"data.near_threshold={real - 0.01:.3f}"))
+    assert [r["similarity"] for r in found] == pytest.approx([real])
+
+
+def test_many_copies_leave_no_leak_behind_whatever_is_drawn(tmp_path: Path) -> None:
+    """Rows that are like a row drawn to the test fall for it, however many there are and whichever stand first."""
+    generator = random.Random(9)
+    body = sentence(generator, 60)
+    copies = []
+    for _ in range(300):
+        words = list(body)
+        words[generator.randrange(60)] = generator.choice(WORDS)
+        copies.append((" ".join(words), "a"))
+    others = [(" ".join(sentence(generator)), "b") for _ in range(60)]
+    path = write(tmp_path / "rows.csv", [*copies, *others])
+    dead = write(tmp_path / "test.csv", [(c[0] + " dead", "never trained") for c in copies[:40]] + others[:2])
+    for files in ({"train": path}, {"train": path, "test": dead}):
+        done = prepared(tmp_path / str(len(files)), files, "data.near_threshold=0.8")
+        kept = [t for s in ("train", "validation", "test") for t in done.table(s)["text"].to_pylist()]
+        assert sum(len(set(t.split()) & set(body)) > 30 for t in kept) <= 12
+        assert dedup.NEAR_LEAK not in done.ledger["duplicates_by_reason"], "a draw of ours makes no leak"
+
+
+def test_few_pairs_at_a_time(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = listed(prepared(tmp_path / "whole", files))
+    monkeypatch.setattr(near_pass, "GRAMS_AT_ONCE", 50)
+    assert listed(prepared(tmp_path / "bit by bit", files)) == whole
+
+
+def test_codes_fill_all_buckets() -> None:
+    codes = near_pass.near.band_codes(pa.array([" ".join(sentence(random.Random(i))) for i in range(400)]), 2, 0.7)
+    counts = np.bincount(near_pass.exchange.bucket_of(codes.ravel(), 4), minlength=4)
+    assert counts.min() > 0.8 * counts.mean()
+
+
 def test_orders_of_preference() -> None:
     splits, source, row = np.array([0, 1, 2, 2]), np.array([5, 0, 3_000_000, 1]), np.array([9, 2**39, 1, 7])
     order = near_pass.orders(splits, source, row)
@@ -143,7 +188,7 @@ def test_orders_of_preference() -> None:
 
 
 def test_no_pairs_no_texts_fall() -> None:
-    empty = near_pass.compare(near_pass.SETS.empty_table(), 0.8)
+    empty = near_pass.compare(near_pass.PAIRS.empty_table(), near_pass.SETS.empty_table(), 0.8)
     assert empty.schema == near_pass.ALIKE
     fallen = near_pass.decide(empty, [Source("/a", "a", "train", "csv", 1)], "drop")
     assert fallen.schema == near_pass.FALLEN

@@ -68,3 +68,14 @@ def test_equal_texts_share_a_split_and_files_keep_theirs() -> None:
     assert Counter(got[::2]) == {"test": 10, "validation": 10, "train": 30}
     for files in ("test", "validation"):
         assert set(splits(values, sketch.bounds(0.2, 0.2), files)) == {files}
+
+
+def test_counts_of_distinct_texts() -> None:
+    generator = np.random.default_rng(3)
+    sketch = HashSketch(size=1_000)
+    for _ in range(20):
+        sketch.add("large", generator.integers(0, 2**64, 5_000, np.uint64))
+    sketch.add("small", np.array([5, 5, 7], np.uint64))
+    counts = sketch.counts()
+    assert counts["small"] == 2
+    assert counts["large"] == pytest.approx(100_000, rel=0.1)
