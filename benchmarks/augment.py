@@ -13,6 +13,7 @@ without bf16. There is no peer: the arm without copies is what to beat.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -108,13 +109,41 @@ def main() -> None:
     test_texts, test_labels = rows_of(data / "ag_news/test.parquet")
     sample = batches.sample(test_labels, test_rows, 0)
     test = tokens_of(clean_column(test_texts.take(pa.array(sample))).to_pylist(), test_labels[sample], tokenizer)
+    settings = {
+        "copies": COPIES, "share": SHARE, "max_tokens": MAX_TOKENS, "batch_tokens": BATCH_TOKENS, "steps": steps,
+        "test_rows": len(test),
+    }  # fmt: skip
     raw: list[dict[str, Any]] = []
+    if arguments.out.exists():  # a run takes a minute or more: what an earlier attempt has done is not done again
+        before = json.loads(arguments.out.read_text())
+        raw = before["runs"] if before["settings"] == settings else []
+
+    def finished(arm: str, per_class: int) -> list[float]:
+        return [r["accuracy"] for r in raw if (r["arm"], r["per_class"]) == (arm, per_class)]
+
+    def mean(arm: str, per_class: int) -> float:
+        return 100 * statistics.mean(finished(arm, per_class))
+
+    def save() -> None:
+        whole = [(a, n) for n in sizes for a in ARMS if len(finished(a, n)) == len(seeds)]
+        ratios = {f"{arm}_{size}": round(mean(arm, size), 2) for arm, size in whole}
+        ratios |= {
+            f"gain_{arm}_{size}": round(mean(arm, size) - mean("none", size), 2)
+            for arm, size in whole
+            if arm != "none" and ("none", size) in whole
+        }
+        near = {"words": len(neighbours.words), "seconds": round(neighbours_seconds, 1)}
+        facts = {"quick": arguments.quick, "settings": settings, "neighbours": near}
+        write({**machine(), **facts, "runs": raw, "ratios": ratios}, arguments.out)
+
     for per_class in sizes:
         for seed in seeds:
             at = few(labels, per_class, seed)
             originals = clean_column(texts.take(pa.array(at))).to_pylist()
             ids = [f"train:{row}" for row in at]
             for arm, operations in ARMS.items():
+                if any((r["arm"], r["per_class"], r["seed"]) == (arm, per_class, seed) for r in raw):
+                    continue
                 contents, classes = originals, labels[at]
                 if operations:
                     rates = [float(COPIES)] * len(LABELS)
@@ -127,35 +156,12 @@ def main() -> None:
                 seconds = round(time.monotonic() - began, 1)
                 raw.append(
                     {
-                        "arm": arm, "per_class": per_class, "seed": seed, "rows": len(contents), "steps": steps,
+                        "arm": arm, "per_class": per_class, "seed": seed, "rows": len(contents),
                         "accuracy": round(right, 4), "seconds": seconds,
                     }
                 )  # fmt: skip
                 print(raw[-1], flush=True)
-
-    def mean(arm: str, per_class: int) -> float:
-        return 100 * statistics.mean(r["accuracy"] for r in raw if (r["arm"], r["per_class"]) == (arm, per_class))
-
-    ratios = {f"{arm}_{size}": round(mean(arm, size), 2) for size in sizes for arm in ARMS}
-    ratios |= {
-        f"gain_{arm}_{size}": round(mean(arm, size) - mean("none", size), 2)
-        for size in sizes
-        for arm in ARMS
-        if arm != "none"
-    }
-    result = {
-        **machine(),
-        "quick": arguments.quick,
-        "copies": COPIES,
-        "share": SHARE,
-        "max_tokens": MAX_TOKENS,
-        "batch_tokens": BATCH_TOKENS,
-        "test_rows": len(test),
-        "neighbours": {"words": len(neighbours.words), "seconds": round(neighbours_seconds, 1)},
-        "runs": raw,
-        "ratios": ratios,
-    }
-    write(result, arguments.out)
+                save()
 
 
 if __name__ == "__main__":
