@@ -38,7 +38,7 @@ class TwoNodes:
         else:
             command += ["--address", self.address]
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=180
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=350
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "Traceback" not in done.stdout + done.stderr
