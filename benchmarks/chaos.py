@@ -38,7 +38,8 @@ def workers(root: int) -> list[int]:
     found = []
     for pid in descendants(root):
         try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+            name = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if name.startswith(b"ray::") and b"Agent" not in name:  # with an agent the raylet dies, and so the node
                 found.append(pid)
         except OSError:
             continue
