@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.model.first_token import last_layer_of_one_token
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
 from pipeline.model.source import ModelSource
 
@@ -100,7 +101,9 @@ def _load(folder: Path, network_config: Any) -> Any:
         options["attn_implementation"] = attention()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return AutoModelForSequenceClassification.from_pretrained(
+        model = AutoModelForSequenceClassification.from_pretrained(
             folder, config=network_config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
+    last_layer_of_one_token(model)
+    return model
