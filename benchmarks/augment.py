@@ -35,7 +35,8 @@ from pipeline.data.prepared import Tokens
 from pipeline.data.tokenize import TextTokenizer, pad_id
 from pipeline.model import build, source
 from pipeline.train import batches
-from pipeline.train.loop import Loop, optimizer_for, precision
+from pipeline.train.loop import Loop, precision
+from pipeline.train.recipe import optimizer_for
 
 ARMS = {"none": (), "eda": ("delete", "swap", "typo"), "neighbours": ("neighbours",)}
 LABELS = ("World", "Sports", "Business", "Sci/Tech")

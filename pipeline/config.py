@@ -65,6 +65,28 @@ class TrainConfig(Section):
     freeze_embeddings: bool = Field(
         False, description="Leave the token embeddings as they are: faster steps, a little less accuracy."
     )
+    freeze_layers: int = Field(
+        0, ge=0, description="Leave the embeddings and this many of the lowest layers as they are."
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Rate of a layer as a share of the rate of the layer above it (0.9 is usual; 1: all alike).",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each target that is spread over all labels.")
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none",
+        description="What a row counts in the loss: 'none', 'balanced' (rare classes more), or a number per label.",
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="Tokens of one forward pass of a worker; a larger share of a step is done in pieces (less memory).",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, a third more work."
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="'auto': bf16 where the processor computes in it."
     )

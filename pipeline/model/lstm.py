@@ -47,6 +47,7 @@ class LstmForSequenceClassification(PreTrainedModel):
 
     config_class = LstmConfig
     base_model_prefix = "lstm"
+    _input_embed_layer = "embedding"
 
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)

@@ -149,6 +149,13 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: float) -> float
     return peak * max(0.0, (steps - step) / max(1, steps - rising))
 
 
+def gather(ids: npt.NDArray[np.int32], offsets: Rows, rows: Rows) -> npt.NDArray[np.int32]:
+    """The token ids of some rows, end to end: [tokens of these rows]."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return ids[np.repeat(offsets[rows], lengths) + within]
+
+
 def pad(
     ids: npt.NDArray[np.int32], offsets: Rows, rows: Rows, pad_id: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.prepared import Tokens
 from pipeline.train import batches
-
-NO_DECAY = ("bias", "norm.weight", "layer_norm.weight", "layernorm.weight", "ln_f.weight")
+from pipeline.train.distributed import Exchange
 
 
 def precision(wanted: str, device: torch.device, network: str) -> tuple[str, str]:
@@ -56,30 +55,6 @@ def autocast(kind: str, device: torch.device) -> contextlib.AbstractContextManag
     return contextlib.nullcontext()
 
 
-def freeze_embeddings(model: nn.Module) -> None:
-    """Keep the token embeddings as they are: half of MiniLM's parameters, and half of what ranks exchange."""
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    for parameter in embeddings.parameters():
-        parameter.requires_grad_(False)
-
-
-def distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a model for DDP."""
-    ids = [device.index or 0] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, bucket_cap_mb=16)
-
-
-def optimizer_for(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019), no decay on biases and norms; fused kernels."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (plain if name.lower().endswith(NO_DECAY) or parameter.ndim < 2 else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=True)
-
-
 @dataclass
 class Loop:
     """What a rank needs to take steps.
@@ -94,6 +69,11 @@ class Loop:
         clip_norm: the largest gradient norm.
         seed: of the run.
         rank, world: of this process.
+        exchange: averages over ranks what DDP does not.
+        class_weights: [labels] what a row counts in the loss; None for 1.
+        label_smoothing: share of the target that is spread over all labels.
+        micro_tokens: tokens (padding included) of one forward pass; a larger share of a batch is done in pieces,
+            whose gradients add up.
     """
 
     model: nn.Module
@@ -106,6 +86,10 @@ class Loop:
     seed: int
     rank: int = 0
     world: int = 1
+    exchange: Exchange | None = None
+    class_weights: Tensor | None = None
+    label_smoothing: float = 0.0
+    micro_tokens: int | None = None
 
     def step(self, step: int, global_batch: batches.Rows, learning_rate: float) -> Tensor:
         """Take one step on this rank's share of a global batch.
@@ -121,19 +105,41 @@ class Loop:
         mine = batches.share(global_batch, self.rank, self.world)
         idle = len(mine) == 0
         rows = global_batch[:1] if idle else mine  # every rank must take part in the all-reduce
-        inputs, mask, labels = self._batch(self.tokens, rows)
+        pieces = batches.cut(rows, self.tokens.lengths[rows], self.micro_tokens) if self.micro_tokens else [rows]
+        scale = 0.0 if idle else 1.0 / len(global_batch)
         self.model.train()
-        with autocast(self.precision, self.device):
-            logits = self.model(input_ids=inputs, attention_mask=mask).logits
-        total = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-        part = total * (0.0 if idle else 1.0 / len(global_batch))
-        (part * self.world).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        part = torch.zeros((), device=self.device)
+        for k, piece in enumerate(pieces):
+            inputs, mask, labels = self._batch(self.tokens, piece)
+            # Gradients are exchanged once, with the last piece.
+            alone = self.world > 1 and k + 1 < len(pieces)
+            with self.model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+                with autocast(self.precision, self.device):
+                    logits = self.model(input_ids=inputs, attention_mask=mask).logits
+                loss = scale * self._loss(logits.float(), labels)
+                (loss * self.world).backward()
+            part += loss.detach()
+        if self.exchange is not None:
+            self.exchange(global_batch)
+        self._clip()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return part.detach()
+        return part
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Summed over rows."""
+        return nn.functional.cross_entropy(
+            logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+
+    def _clip(self) -> None:
+        """Scale gradients down to ``clip_norm``; on a CPU only where there is something to scale."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.device.type != "cpu" or not norm <= self.clip_norm:  # a GPU would have to be waited for
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
 
     def _batch(self, tokens: Tokens, rows: batches.Rows) -> tuple[Tensor, Tensor, Tensor]:
         inputs, mask = batches.pad(tokens.ids, tokens.offsets, rows, self.pad_id)

@@ -17,8 +17,9 @@ from pipeline.errors import WorkFailed
 from pipeline.evaluate import metrics
 from pipeline.model import build
 from pipeline.storage import local_folder
-from pipeline.train import batches, checkpoint
-from pipeline.train.loop import Loop, distributed, freeze_embeddings, optimizer_for, precision
+from pipeline.train import batches, checkpoint, recipe
+from pipeline.train.distributed import Exchange, wrap
+from pipeline.train.loop import Loop, precision
 
 TELL_EVERY_SECONDS = 1.0
 
@@ -50,10 +51,12 @@ def train_worker(job: dict[str, Any]) -> None:
     evaluate_after = batches.evaluation_steps(plan.steps, config.train.evaluations)
     with local_folder(job["initial"]) as folder:
         network = build.load(folder).to(device)
-    if config.train.freeze_embeddings:
-        freeze_embeddings(network)
+    settings = config.train
+    recipe.freeze(network, settings.freeze_embeddings, settings.freeze_layers)
+    if settings.gradient_checkpointing:
+        network.gradient_checkpointing_enable()
     peak = job["learning_rate"]
-    optimizer = optimizer_for(network, peak, config.train.weight_decay)
+    optimizer = recipe.optimizer_for(network, peak, settings.weight_decay, settings.layer_decay)
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": [], "loss_curve": []}
     start = ray.train.get_checkpoint()
     if start is not None:
@@ -61,10 +64,15 @@ def train_worker(job: dict[str, Any]) -> None:
             progress = checkpoint.load_state(network, optimizer, Path(saved))
     kind, why = precision(config.train.precision, device, network.config.model_type)
     model: nn.Module = network
+    exchange: Exchange | None = None
+    pad_id = prepared.manifest["tokenizer"]["pad_id"]
     if world > 1:
-        model = distributed(network, device)
-    pad_id, clip_norm = prepared.manifest["tokenizer"]["pad_id"], config.train.clip_norm
-    loop = Loop(model, optimizer, train, pad_id, device, kind, clip_norm, config.seed, rank, world)
+        model, exchange = wrap(network, device, train, pad_id)
+    weights = recipe.class_weights(settings.class_weights, prepared.labels, train.labels)
+    loop = Loop(
+        model, optimizer, train, pad_id, device, kind, settings.clip_norm, config.seed, rank, world, exchange,
+        weights.to(device) if weights is not None else None, settings.label_smoothing, settings.micro_batch_tokens,
+    )  # fmt: skip
     teller = _Teller(job["tell"] if rank == 0 else None)
     facts = {"device": str(device), "precision": f"{kind} ({why})", "threads": torch.get_num_threads()}
     teller.tell({"kind": "start", "steps": plan.steps, "step": progress["step"], "rows": len(train), **facts})
