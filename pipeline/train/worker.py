@@ -44,9 +44,9 @@ def train_worker(job: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(job["threads"])
     prepared = Prepared.open(job["prepared"])
-    train = _sampled(prepared.tokens("train"), config.train.max_rows, config.seed)
+    train = sampled(prepared.tokens("train"), config.train.max_rows, config.seed)
     held_out = prepared.tokens("validation") if prepared.rows("validation") else train
-    validation = _sampled(held_out, config.train.validation_rows, config.seed)
+    validation = sampled(held_out, config.train.validation_rows, config.seed)
     plan = batches.Plan(train.lengths, config.train.batch_tokens, config.train.epochs, config.seed)
     evaluate_after = batches.evaluation_steps(plan.steps, config.train.evaluations)
     with local_folder(job["initial"]) as folder:
@@ -120,7 +120,7 @@ def train_worker(job: dict[str, Any]) -> None:
     teller.tell({"kind": "end"})
 
 
-def _sampled(tokens: Tokens, max_rows: int | None, seed: int) -> Tokens:
+def sampled(tokens: Tokens, max_rows: int | None, seed: int) -> Tokens:
     """The rows, or the configured sample of them, copied so that they lie together."""
     rows = batches.sample(tokens.labels, max_rows, seed)
     if len(rows) == len(tokens):
