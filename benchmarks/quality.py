@@ -2,10 +2,10 @@
 
     BROADSHEET_DATA=... python benchmarks/quality.py [--only ag_news_linear,...] [--seeds N] [--quick] [--out FILE]
 
-Each job is what a user would type, ``broadsheet train`` and ``broadsheet evaluate``, on all training rows at hand. A run
-that is in the JSON already is not done again, so the long ones can be made one by one: ``--list`` names them. Beside the
-mean stand the 95% interval of the mean over seeds (Student's t) and McNemar's exact test of the first seed against the
-linear model on the same test rows.
+Each job is what a user would type, ``broadsheet train`` and ``broadsheet evaluate``, on all training rows at hand. A
+run that is in the JSON already is not done again, so that long ones can be made one by one: ``--list`` names them.
+Beside the mean stand the 95% interval of the mean over seeds (Student's t) and McNemar's exact test of the first seed
+against the linear model on the same test rows.
 """
 
 from __future__ import annotations

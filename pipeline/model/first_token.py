@@ -48,6 +48,14 @@ def last_layer_of_one_token(model: Any) -> bool:
     return True
 
 
+def whole_last_layer(model: Any) -> None:
+    """Undo ``last_layer_of_one_token``, in place: the layer is about to be more than its matrices."""
+    for layer in model.modules():
+        if isinstance(layer, _OneToken):
+            layer.__class__ = type(layer).__bases__[1]
+            layer.attention.self.key.bias.requires_grad_(True)  # type: ignore[union-attr]
+
+
 class _OneToken(nn.Module):
     """Mixed into a layer of ``transformers``, whose parts it uses."""
 

@@ -8,17 +8,18 @@ import torch
 from small import network
 
 from pipeline.errors import UserError
+from pipeline.model.depth import depths
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
 from pipeline.train import recipe
 
 
 def test_depths_follow_the_layers() -> None:
-    found = recipe.depths(network())
+    found = depths(network())
     assert {n for n, d in found.items() if d == 0} == {n for n in found if n.startswith("bert.embeddings.")}
     assert {found[n] for n in found if ".layer.0." in n} == {1}
     assert {found[n] for n in found if ".layer.1." in n} == {2}
     assert found["classifier.weight"] == found["bert.pooler.dense.weight"] == 3
-    lstm = recipe.depths(LstmForSequenceClassification(LstmConfig(vocab_size=9, hidden=(4, 4))))
+    lstm = depths(LstmForSequenceClassification(LstmConfig(vocab_size=9, hidden=(4, 4))))
     assert lstm["embedding.weight"] == 0
     assert lstm["layers.0.weight_hh_l0"] == 1
     assert lstm["classifier.weight"] == 3
