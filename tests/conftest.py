@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["s3_server"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors; these come from libraries and cannot be fixed here."""

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reading import rows_of
 
 from pipeline.config import load
 from pipeline.data import unpack
@@ -152,3 +153,29 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(encoding: str) -> None
     content = (mark + "text,label\na,1\n").encode(encoding)
     assert read_all("x.csv", content, encoding=encoding) == [(2, "a", None)]
     assert unpack.undecodable("\ufeff", encoding) is None
+
+
+HEAD = {
+    "json": b'[{"text": "a", "label": "b"},\n',
+    "csv": b"text,label\n",
+    "tsv": b"text\tlabel\n",
+    "jsonl": b'{"text": "a", "label": "b"}\n',
+}
+PIECES = [
+    b'"', b",", b"\n", b"\r", b"\r\n", b"\t", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc3", b"\\", b"a", b"{", b"}", b"[",
+    b"]", b'{"text":1e999,"label":NaN}\n', b'{"text":null,"label":"\\udfff"}\n', b"\xe2\x80\xa8",
+    b"\x0c", *HEAD.values(),
+]  # fmt: skip
+
+
+@given(st.sampled_from(sorted(HEAD)), st.booleans(), st.binary() | st.lists(st.sampled_from(PIECES)).map(b"".join))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_refused_or_read(format: str, headed: bool, body: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            got = rows_of(Path(folder), (HEAD[format] if headed else b"") + body, format)
+        except UserError:
+            return
+    numbers = [row[0] for row in got]
+    assert numbers == sorted(set(numbers))
+    assert all(text is None and label is None for _, text, label, error in got if error is not None)

@@ -1,46 +1,19 @@
-"""Readers: every format, and every way a file or a row can be wrong."""
+"""Readers: every format, and every way a row can be wrong."""
 
 from __future__ import annotations
 
-import bz2
-import contextlib
-import gzip
-import io
 import json
-import random
-import tempfile
-import zlib
-from functools import partialmethod
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from reading import read_rows, rows_of
 
 from pipeline.config import load
 from pipeline.data import lines as module
-from pipeline.data.parsers import CHUNK
-from pipeline.data.read import Source, check, content, find, format_of, read
-from pipeline.errors import UserError, WorkFailed
-from pipeline.storage import Place
-
-
-def read_rows(path: Path, format: str, **data: Any) -> list[tuple[int, str | None, str | None, str | None]]:
-    source = Source(str(path), path.name, "train", format, path.stat().st_size)
-    config = load(flags={f"data.{k}": v for k, v in data.items()}).data
-    check(source, config)
-    tables = list(read(source, config))
-    assert all(t.schema == CHUNK for t in tables)
-    return [tuple(row.values())[:4] for t in tables for row in t.to_pylist()]
-
-
-def rows_of(folder: Path, content: bytes, format: str = "csv", **data: Any) -> list[Any]:
-    path = folder / f"x.{format}"
-    path.write_bytes(content)
-    return read_rows(path, format, **data)
+from pipeline.data.read import Source, content, find, format_of, read
+from pipeline.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -217,124 +190,6 @@ def test_a_json_array_is_read_element_by_element(tmp_path: Path, monkeypatch: py
     assert [r[1] for r in read_back] == [m["text"] for m in many]
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2"])
-def test_compressed_files(tmp_path: Path, suffix: str) -> None:
-    kind = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}[suffix]
-    generator = random.Random(1)
-    rows = "".join(f"{generator.getrandbits(400):x},{i % 2}\n" for i in range(20_000))
-    path = tmp_path / f"x.csv.{suffix}"
-    with pa.output_stream(path, compression=kind) as f:
-        f.write(f"text,label\n{rows}".encode())
-    assert format_of(str(path), "auto") == "csv"
-    whole = read_rows(path, "csv")
-    assert len(whole) == 20_000
-    archive = path.read_bytes()
-    for damage in (archive[:-2000], archive[:-400_000] + b"\xff" * 50 + archive[-400_000:]):
-        path.write_bytes(damage)
-        got = read_rows(path, "csv")
-        assert 2_000 < len(got) < 20_000
-        assert (got[-1][3] or "").startswith("the file breaks off here")
-        sure = min(len(got) - 1, 10_000)  # decompressors can take damage for text at first
-        assert got[:sure] == whole[:sure]
-        if kind != "zstd":
-            lines = before_the_damage(damage, kind).count(b"\n")
-            assert len(got) == lines, "every line that can be decompressed, and the one where it breaks off"
-    path.write_bytes(b"text,label\na,b\n")
-    with pytest.raises(UserError, match=f"is not a {kind} file"):
-        read_rows(path, "csv")
-
-
-def before_the_damage(archive: bytes, kind: str) -> bytes:
-    """What the standard library can decompress of it."""
-    decompressor: Any = zlib.decompressobj(31) if kind == "gzip" else bz2.BZ2Decompressor()
-    content = bytearray()
-    with contextlib.suppress(OSError, zlib.error):
-        for i in range(len(archive)):
-            content += decompressor.decompress(archive[i : i + 1])
-    return bytes(content)
-
-
-@pytest.mark.parametrize(("name", "first"), [("x.csv.gz", 2), ("x.jsonl.gz", 1), ("x.json.gz", 1)])
-def test_a_small_archive_that_breaks_off_gives_its_first_rows(tmp_path: Path, name: str, first: int) -> None:
-    generator = random.Random(2)
-    rows = [{"text": f"{generator.getrandbits(200):x}", "label": "ab"[i % 2]} for i in range(50)]
-    if name == "x.csv.gz":
-        content = "text,label\n" + "".join(f'"{r["text"]}",{r["label"]}\n' for r in rows)
-    else:
-        content = json.dumps(rows) if name == "x.json.gz" else "".join(json.dumps(r) + "\n" for r in rows)
-    path = tmp_path / name
-    archive = gzip.compress(content.encode())
-    format = format_of(str(path), "auto")
-    for cut in (len(archive) - 1, len(archive) - 9, len(archive) // 2, 200):
-        path.write_bytes(archive[:cut])
-        got = read_rows(path, format)
-        assert [r[1] for r in got[:-1]] == [r["text"] for r in rows[: len(got) - 1]]
-        assert [r[0] for r in got] == list(range(first, first + len(got)))
-        assert (got[-1][3] or "").startswith("the file breaks off here: ")
-    assert len(got) > 1
-    for cut in (12, 30):
-        path.write_bytes(archive[:cut])
-        with pytest.raises(UserError, match=r"x\.\w+\.gz.*(damaged|none of its first)"):
-            read_rows(path, format)
-
-
-def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            if self.tell() > 80_000:
-                raise OSError(5, "zlib: the disk says no")
-            return super().read(size)
-
-    generator = random.Random(2)
-    text = "text,label\n" + "".join(f"{generator.getrandbits(400):x},{i % 2}\n" for i in range(3_000))
-    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(text.encode()))
-    table = pa.table({"text": text.split("\n")[1:-1], "label": [1] * 3_000})
-    pq.write_table(table, tmp_path / "x.parquet", row_group_size=500)
-    for name, format in (("x.csv.gz", "csv"), ("x.parquet", "parquet")):
-        content, config = (tmp_path / name).read_bytes(), load().data
-        source = Source(str(tmp_path / name), name, "train", format, len(content))
-        check(source, config)
-        with monkeypatch.context() as patch:
-            for opener in ("open_input", "open_random"):
-                patch.setattr(Place, opener, lambda self, content=content: Failing(content))
-            if format == "parquet":  # whose footer, read first, lies at the end
-                patch.setattr(Failing, "read", partialmethod(fail_before, len(content) - 20_000))
-            with pytest.raises(WorkFailed, match=r"x\.\w+.* cannot be read: .*the disk says no"):
-                list(read(source, config))
-
-
-def fail_before(file: io.BytesIO, limit: int, size: int | None = -1) -> bytes:
-    if file.tell() < limit:
-        raise OSError(5, "the disk says no")
-    return io.BytesIO.read(file, size)
-
-
-def test_a_damaged_row_group_costs_its_own_rows_and_each_is_accounted_for(tmp_path: Path) -> None:
-    generator = random.Random(2)
-    rows = [f"{generator.getrandbits(400):x}" for _ in range(9_000)]
-    path = tmp_path / "x.parquet"
-    for compression in ("zstd", "snappy"):
-        table = pa.table({"text": rows, "label": ["ab"[i % 2] for i in range(9_000)]})
-        pq.write_table(table, path, compression=compression, row_group_size=3_000, data_page_size=50_000)
-        whole = read_rows(path, "parquet")
-        content, metadata = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata
-        for group, share in ((1, 0.0), (1, 0.7), (2, 0.5)):
-            column = metadata.row_group(group).column(0)
-            start = column.dictionary_page_offset or column.data_page_offset
-            at = int(start + share * column.total_compressed_size)
-            path.write_bytes(content[:at] + b"\xff" * 200 + content[at + 200 :])
-            got = read_rows(path, "parquet")
-            assert [r[0] for r in got] == list(range(1, 9_001))
-            bad = [r for r in got if r[3]]
-            assert 0 < len(bad) <= 3_000
-            assert all((r[3] or "").startswith(f"row group {group} is damaged: ") for r in bad)
-            assert {(r[0] - 1) // 3_000 for r in bad} == {group}
-            assert [r for r in got if not r[3]] == [r for r in whole if r[0] not in {b[0] for b in bad}]
-        path.write_bytes(content[:-8] + b"\xff\xff\x00\x00PAR1")
-        with pytest.raises(UserError, match=r"x\.parquet is not a Parquet file, or its footer is damaged"):
-            read_rows(path, "parquet")
-
-
 @pytest.mark.parametrize("piece", ["]", "}", "{ }, {", "{ {}, ", '\\"', '{"a" ', '"', "[{", '" '])
 def test_broken_json_arrays_do_not_take_forever(piece: str, tmp_path: Path) -> None:
     start = b'[{"text": "a", "label": 1}, '
@@ -374,29 +229,3 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,b\n")
     with pytest.raises(UserError, match=r"a\.csv is named twice"):
         find([(str(tmp_path / "a.csv"), "train"), (str(tmp_path / "*.csv"), "test")], load().data)
-
-
-HEAD = {
-    "json": b'[{"text": "a", "label": "b"},\n',
-    "csv": b"text,label\n",
-    "tsv": b"text\tlabel\n",
-    "jsonl": b'{"text": "a", "label": "b"}\n',
-}
-PIECES = [
-    b'"', b",", b"\n", b"\r", b"\r\n", b"\t", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc3", b"\\", b"a", b"{", b"}", b"[",
-    b"]", b'{"text":1e999,"label":NaN}\n', b'{"text":null,"label":"\\udfff"}\n', b"\xe2\x80\xa8",
-    b"\x0c", *HEAD.values(),
-]  # fmt: skip
-
-
-@given(st.sampled_from(sorted(HEAD)), st.booleans(), st.binary() | st.lists(st.sampled_from(PIECES)).map(b"".join))
-@settings(max_examples=300, deadline=None)
-def test_any_bytes_are_refused_or_read(format: str, headed: bool, body: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            got = rows_of(Path(folder), (HEAD[format] if headed else b"") + body, format)
-        except UserError:
-            return
-    numbers = [row[0] for row in got]
-    assert numbers == sorted(set(numbers))
-    assert all(text is None and label is None for _, text, label, error in got if error is not None)
