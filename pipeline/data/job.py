@@ -104,12 +104,15 @@ class Job:
             0.0 if self.config.data.test else self.config.data.test_fraction,
             0.0 if self.config.data.validation else self.config.data.validation_fraction,
         )
-        third = self._near_pass()
+        found = self._near_pass()
         tokenizer = self._tokenizer()
         second = self._second_pass(first["read"], self._augmentation(sketch.counts(), neighbours))
-        third |= {**self._words(), "examples": self._examples()}
+        found |= {**self._words(), "examples": self._examples()}
         self.place.sweep()
-        manifest.write(self.place, self.config, self.sources, self.labels, tokenizer, self.shards, first, third, second)
+        manifest.write(
+            self.place, self.config, sources=self.sources, labels=self.labels, tokenizer=tokenizer,
+            shards=self.shards, first=first, found=found, second=second,
+        )  # fmt: skip
 
     def _first_pass(self) -> tuple[HashSketch, dict[str, Any]]:
         """Read and clean everything into the exchange, or find that done."""

@@ -17,6 +17,7 @@ from pipeline.storage import Place
 def write(
     place: Place,
     config: Config,
+    *,
     sources: Sequence[Source],
     labels: Sequence[str],
     tokenizer: dict[str, Any],
