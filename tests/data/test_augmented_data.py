@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from preparing import prepared, write_csv
 
-from pipeline.config import load
-from pipeline.data import named, prepare
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.model.source import resolve
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """90 rows of class a, 30 of class b."""
     generator = random.Random(8)
     words = [f"{generator.getrandbits(20):x}" for _ in range(500)]
     path = tmp_path_factory.mktemp("rows") / "rows.csv"
-    with path.open("w", newline="") as f:
-        csv.writer(f).writerows([("text", "label")])
-        csv.writer(f).writerows(
-            (" ".join(generator.choices(words, k=12)), "b" if i % 4 == 0 else "a") for i in range(120)
-        )
-    return str(path)
-
-
-def prepared(folder: Path, rows: str, *sets: str) -> Prepared:
-    config = load(
-        None, ["model.name=lstm", "model.vocab_size=300", *sets], {"storage": str(folder), "data.train": (rows,)}
-    )
-    return prepare.prepare(named.resolve(config)[0], resolve("lstm"))[0]
+    texts = (" ".join(generator.choices(words, k=12)) for _ in range(120))
+    return {"train": write_csv(path, ((text, "ab"[i % 4 == 0]) for i, text in enumerate(texts)))}
 
 
 def listed(done: Prepared, split: str = "train") -> list[dict[str, Any]]:
     return done.table(split).drop_columns(["input_ids"]).to_pylist()
 
 
-def test_copies_are_traced_and_only_in_train(rows: str, tmp_path: Path) -> None:
+def test_copies_are_traced_and_only_in_train(rows: dict[str, str], tmp_path: Path) -> None:
     plain = prepared(tmp_path / "plain", rows)
     done = prepared(tmp_path, rows, "data.augment=delete,swap", "data.augment_copies=2")
     train = {r["id"]: r for r in listed(done)}
@@ -64,13 +50,15 @@ def test_copies_are_traced_and_only_in_train(rows: str, tmp_path: Path) -> None:
     assert done.profile["classes"] == plain.profile["classes"]
 
 
-def test_small_classes_are_raised(rows: str, tmp_path: Path) -> None:
+def test_small_classes_are_raised(rows: dict[str, str], tmp_path: Path) -> None:
     sets = ["data.augment=delete,swap,typo", "data.augment_copies=0", "data.augment_balance=true"]
     counts = Counter(r["label"] for r in listed(prepared(tmp_path, rows, *sets)))
     assert counts[0] == pytest.approx(counts[1], rel=0.1)
 
 
-def test_on_ray_the_same(rows: str, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_ray_the_same(
+    rows: dict[str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     sets = ["data.augment=typo", "data.augment_copies=0.5"]
     one, two = (prepared(tmp_path / mb, rows, *sets, f"data.in_process_mb={mb}") for mb in ("0", "64"))
@@ -78,6 +66,6 @@ def test_on_ray_the_same(rows: str, tmp_path: Path, ray_session: None, monkeypat
     assert any(r["augmentation"] for r in listed(one))
 
 
-def test_an_unknown_operation_is_refused(rows: str, tmp_path: Path) -> None:
+def test_an_unknown_operation_is_refused(rows: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.augment"):
         prepared(tmp_path, rows, "data.augment=paraphrase")

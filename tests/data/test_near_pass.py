@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import random
 from pathlib import Path
@@ -11,30 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from preparing import prepared, write_csv
 
-from pipeline.config import load
-from pipeline.data import dedup, named, near_pass, prepare
+from pipeline.data import dedup, near_pass
 from pipeline.data.prepared import Prepared
 from pipeline.data.read import Source
-from pipeline.model.source import resolve
 
 WORDS = [f"word{i}" for i in range(4_000)]
 
 
 def sentence(generator: random.Random, words: int = 40) -> list[str]:
     return generator.choices(WORDS, k=words)
-
-
-def write(path: Path, rows: list[tuple[str, str]]) -> str:
-    with path.open("w", newline="") as f:
-        csv.writer(f).writerows([("text", "label"), *rows])
-    return str(path)
-
-
-def prepared(folder: Path, files: dict[str, str], *sets: str) -> Prepared:
-    flags: dict[str, Any] = {"storage": str(folder)} | {f"data.{split}": (file,) for split, file in files.items()}
-    config = load(None, ["model.name=lstm", "model.vocab_size=300", *sets], flags)
-    return prepare.prepare(named.resolve(config)[0], resolve("lstm"))[0]
 
 
 def listed(done: Prepared) -> list[dict[str, Any]]:
@@ -62,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     validation = [(edited(7) + " less", "b"), (edited(8), "a")]
     validation += [(" ".join(sentence(generator)), label[i % 2]) for i in range(20)]
     parts = {"train": train, "validation": validation, "test": tests}
-    return {split: write(folder / f"{split}.csv", rows) for split, rows in parts.items()}
+    return {split: write_csv(folder / f"{split}.csv", rows) for split, rows in parts.items()}
 
 
 def test_each_falls_for_the_best_like_it(files: dict[str, str], tmp_path: Path) -> None:
@@ -112,7 +98,7 @@ def test_a_template_repeated_a_thousand_times(tmp_path: Path) -> None:
     rows = [(" ".join([*body, str(i)]), "ab"[i % 2]) for i in range(1_000)]
     rows += [(" ".join(sentence(generator)), "ab"[i % 2]) for i in range(50)]
     random.Random(3).shuffle(rows)
-    done = prepared(tmp_path, {"train": write(tmp_path / "rows.csv", rows)})
+    done = prepared(tmp_path, {"train": write_csv(tmp_path / "rows.csv", rows)})
     kept = [t for s in ("train", "validation", "test") for t in done.table(s)["text"].to_pylist()]
     assert sum(body[0] in t and body[1] in t for t in kept) == 1
     assert len(kept) == 51
@@ -126,7 +112,7 @@ def test_long_texts_are_compared_by_a_sample(changed: int, tmp_path: Path) -> No
     for k in range(changed):
         other[k * 2] = "new"
     rows = [(" ".join(long), "a"), (" ".join(other), "a"), *((" ".join(sentence(generator)), "b") for _ in range(8))]
-    done = prepared(tmp_path, {"train": write(tmp_path / "rows.csv", rows)})
+    done = prepared(tmp_path, {"train": write_csv(tmp_path / "rows.csv", rows)})
     real = 1 - 2 * changed / 9_000
     found = [r["similarity"] for r in listed(done)]
     if changed == 150:
@@ -143,7 +129,7 @@ def test_a_repetitive_text_is_judged_by_its_distinct_ngrams(tmp_path: Path) -> N
     grams = [{(a, b) for a, b in itertools.pairwise(" ".join(t).split())} for t in (one, two)]
     real = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
     assert 0.5 < real < 0.69
-    assert not listed(prepared(tmp_path, {"train": write(tmp_path / "rows.csv", rows)}))
+    assert not listed(prepared(tmp_path, {"train": write_csv(tmp_path / "rows.csv", rows)}))
     found = listed(prepared(tmp_path, {"train": str(tmp_path / "rows.csv")}, f"data.near_threshold={real - 0.01:.3f}"))
     assert [r["similarity"] for r in found] == pytest.approx([real])
 
@@ -158,8 +144,8 @@ def test_many_copies_leave_no_leak_behind_whatever_is_drawn(tmp_path: Path) -> N
         words[generator.randrange(60)] = generator.choice(WORDS)
         copies.append((" ".join(words), "a"))
     others = [(" ".join(sentence(generator)), "b") for _ in range(60)]
-    path = write(tmp_path / "rows.csv", [*copies, *others])
-    dead = write(tmp_path / "test.csv", [(c[0] + " dead", "never trained") for c in copies[:40]] + others[:2])
+    path = write_csv(tmp_path / "rows.csv", [*copies, *others])
+    dead = write_csv(tmp_path / "test.csv", [(c[0] + " dead", "never trained") for c in copies[:40]] + others[:2])
     for files in ({"train": path}, {"train": path, "test": dead}):
         done = prepared(tmp_path / str(len(files)), files, "data.near_threshold=0.8")
         kept = [t for s in ("train", "validation", "test") for t in done.table(s)["text"].to_pylist()]
