@@ -143,6 +143,9 @@ def make_prepared(job: Job, address: str | None) -> None:
     if prepared.profile["filled"]:
         filled = ", ".join(f"{n:,} from {way}" for way, n in prepared.profile["filled"].items())
         console.say("prepare", f"missing texts filled: {filled}")
+    if changes := prepared.profile.get("corrections"):
+        done = f"{changes['relabelled']:,} rows relabelled, {changes['dropped']:,} dropped"
+        console.say("prepare", f"corrections: {done}")
     for concern in gates.concerns(job.config.data, ledger, prepared.profile["classes"]):
         console.warn("prepare", concern)
     for warning in prepared.profile["warnings"]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.data.profile import SPLITS
 from pipeline.data.read import Source
@@ -32,3 +34,8 @@ def to_mask(flags: pa.BooleanArray) -> npt.NDArray[np.bool_]:
 def file_splits(rows: pa.Table, sources: Sequence[Source]) -> npt.NDArray[np.int64]:
     """Where each row's file belongs, as an index into ``SPLITS``."""
     return np.array([SPLITS.index(s.split) for s in sources] or [0])[rows["source"].to_numpy()]
+
+
+def row_ids(names: pa.StringArray, source: npt.NDArray[Any], row: npt.NDArray[Any]) -> pa.StringArray:
+    """``file:row`` of each row."""
+    return pc.binary_join_element_wise(names.take(pa.array(source)), pa.array(row).cast(pa.string()), ":")

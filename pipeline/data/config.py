@@ -39,6 +39,9 @@ class DataConfig(Section):
     extra_rules: tuple[
         Literal["width", "nfkc", "agencies", "emails", "mask_emails", "urls", "mask_urls", "ips", "mask_ips"], ...
     ] = Field((), description="Optional cleaning rules: width, nfkc, agencies, [mask_]emails, [mask_]urls, [mask_]ips.")
+    corrections: str = Field(
+        "", description="A csv of row ids and labels to use instead ('suggested'; empty: drop the row); '': none."
+    )
     conflicts: Literal["keep", "majority", "drop"] = Field(
         "keep", description="Equal texts under several labels: keep the first, the majority's label, or none."
     )

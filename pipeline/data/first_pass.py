@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ import pyarrow.compute as pc
 
 from pipeline.data import dedup, reject
 from pipeline.data.clean import Tally, chosen, clean_column
-from pipeline.data.columns import as_type, one, to_mask
+from pipeline.data.columns import as_type, one, row_ids, to_mask
 from pipeline.data.config import DataConfig
+from pipeline.data.corrections import Corrections
 from pipeline.data.exchange import ROWS
 from pipeline.data.read import Source
 
@@ -41,17 +43,21 @@ def label_name(raw: str | None, config: DataConfig) -> tuple[str | None, str | N
     return (config.labels[at], None) if 0 <= at < len(config.labels) else (value, reject.UNKNOWN_LABEL)
 
 
-def clean_rows(chunk: pa.Table, sources: Sequence[Source], config: DataConfig) -> tuple[pa.Table, dict[str, Any]]:
+def clean_rows(
+    chunk: pa.Table, sources: Sequence[Source], config: DataConfig, corrections: Corrections | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
     """The first pass over one block: name labels, clean, reject, and hash what is left.
 
     Args:
         chunk: columns ``source`` (index into ``sources``) and those of ``read.chunk_schema``.
         sources: the files of the job.
         config: the data section.
+        corrections: of labels, if any.
 
     Returns:
         The rows in schema ``exchange.ROWS``, every row of the chunk among them, and facts to add up:
-        ``rules`` (rows changed by each), ``samples``, ``cut`` (rows cut at ``max_chars``), ``filled``.
+        ``rules`` (rows changed by each), ``samples``, ``cut`` (rows cut at ``max_chars``), ``filled``, and
+        ``corrections`` where there are some.
     """
     chunk = chunk.combine_chunks()
     column = {name: one(chunk[name]) for name in chunk.column_names}
@@ -68,6 +74,11 @@ def clean_rows(chunk: pa.Table, sources: Sequence[Source], config: DataConfig) -
     texts = clean_column(texts, chosen(config.extra_rules), tally)
 
     names, label_codes = _labels(column["label"], config)
+    corrected: dict[str, Any] = {}
+    dropped = np.zeros(n, bool)
+    if corrections is not None:
+        names, label_codes, dropped, facts_of = _corrected(column, sources, names, label_codes, corrections)
+        corrected = {"corrections": facts_of}
     reasons = np.where(to_mask(pc.less(pc.utf8_length(texts), config.min_chars)), _CODE[reject.TOO_SHORT], -1)
     empty = np.flatnonzero(to_mask(pc.equal(pc.binary_length(texts), 0)))
     reasons = np.where((reasons < 0) & (label_codes == _CODE[reject.UNKNOWN_LABEL]), label_codes, reasons)
@@ -77,6 +88,7 @@ def clean_rows(chunk: pa.Table, sources: Sequence[Source], config: DataConfig) -
     blank = [i for i, t in zip(empty, raw.take(pa.array(empty)).to_pylist(), strict=True) if not (t or "").strip()]
     reasons[blank] = _CODE[reject.MISSING_TEXT]
     reasons[~to_mask(readable)] = _CODE[reject.UNREADABLE]
+    reasons[dropped] = _CODE[reject.DROPPED]
 
     bad = reasons >= 0
     contents = texts.to_pylist()
@@ -96,6 +108,7 @@ def clean_rows(chunk: pa.Table, sources: Sequence[Source], config: DataConfig) -
         "samples": {rule: [list(s) for s in samples] for rule, samples in tally.chosen.items()},
         "cut": cut,
         "filled": filled,
+        **corrected,
     }
     return pa.table([as_type(c, f.type) for c, f in zip(rows, ROWS, strict=True)], schema=ROWS), facts
 
@@ -130,6 +143,39 @@ def _labels(raw: pa.Array, config: DataConfig) -> tuple[pa.Array, npt.NDArray[np
     named.append((None, reject.MISSING_LABEL))
     codes = np.array([-1 if reason is None else _CODE[reason] for _, reason in named])
     return pa.array([name for name, _ in named], pa.string()).take(at), codes[at.to_numpy()]
+
+
+def _corrected(
+    column: Mapping[str, pa.Array],
+    sources: Sequence[Source],
+    names: pa.StringArray,
+    codes: npt.NDArray[np.int64],
+    corrections: Corrections,
+) -> tuple[pa.StringArray, npt.NDArray[np.int64], npt.NDArray[np.bool_], dict[str, Any]]:
+    """Labels and codes with the corrections made, which rows are dropped, and facts for ``corrections.summary``.
+
+    A row whose label is not the one that was judged is left alone: its line may have moved in the file.
+    """
+    source = column["source"].to_numpy()
+    ids = row_ids(pa.array([s.name for s in sources], pa.string()), source, column["row"].to_numpy())
+    at = pc.index_in(ids, corrections.ids)
+    wanted, expected = corrections.labels.take(at), corrections.expected.take(at)
+    met = to_mask(pc.is_valid(at))
+    stale = met & ~to_mask(pc.fill_null(pc.equal(expected, pc.fill_null(names, "")), True))
+    dropped = met & ~stale & to_mask(pc.fill_null(pc.equal(wanted, ""), False))
+    new = met & ~stale & ~dropped
+    relabelled = new & ~to_mask(pc.fill_null(pc.equal(wanted, names), False))
+    in_train = np.array([s.split == "train" for s in sources])[source]
+    read = Counter(names.filter(pa.array(in_train & (codes < 0))).to_pylist())
+    index = at.fill_null(-1).to_numpy()
+    facts = {
+        "relabelled": int(relabelled.sum()),
+        "dropped": int(dropped.sum()),
+        "met": index[met].tolist(),
+        "stale": index[stale].tolist(),
+        "labels": dict(read),
+    }
+    return pc.if_else(pa.array(new), wanted, names), np.where(new, -1, codes), dropped, facts
 
 
 def class_hashes(rows: pa.Table, sources: Sequence[Source]) -> dict[str, npt.NDArray[np.uint64]]:

@@ -23,6 +23,7 @@ from pipeline import console
 from pipeline.config import Config
 from pipeline.data import (
     augment,
+    corrections,
     dedup,
     exchange,
     first_pass,
@@ -93,6 +94,10 @@ class Job:
         self.shards = max(2, -(-total // (self.config.data.shard_mb << 20)))
         neighbours = self._find_neighbours()
         sketch, first = self._first_pass()
+        changes = corrections.load(self.config.data)
+        if changes is not None:
+            corrections.check_labels(changes, first["corrections"]["labels"])
+            first["corrections"] = corrections.summary(changes, first["corrections"])
         self.labels = sorted(sketch.smallest)
         if len(self.labels) < 2:
             what = f"only one label, '{self.labels[0]}'," if self.labels else "no usable row"
@@ -133,9 +138,10 @@ class Job:
     def _read_and_clean(self) -> tuple[HashSketch, dict[str, Any]]:
         sources, data, work, shards = self.sources, self.config.data, self.work, self.shards
         (work / "parts").mkdir()
+        changes = corrections.load(data)
 
         def clean_block(block: pa.Table) -> pa.Table:
-            rows, facts = first_pass.clean_rows(block, sources, data)
+            rows, facts = first_pass.clean_rows(block, sources, data, changes)
             name = f"part-{rows['source'][0].as_py():05d}-{rows['row'][0].as_py():012d}.arrow"
             keys = dedup.halves_of(one(rows["key"]))[:, 0]
             exchange.write_part(rows, exchange.bucket_of(keys, shards), shards, work / "parts" / name)
@@ -146,6 +152,8 @@ class Job:
 
         sketch = HashSketch()
         total: dict[str, Any] = {"read": 0, "rejected": {}, "rules": {}, "samples": {}, "cut": 0, "filled": {}}
+        if changes is not None:
+            total["corrections"] = {"relabelled": 0, "dropped": 0, "met": [], "stale": [], "labels": {}}
         with console.bar("prepare", "rows read and cleaned") as progress:
             for row in self.layout.clean(sources, data, clean_block):
                 total = profile.merged([total, json.loads(row["facts"])])

@@ -70,6 +70,9 @@ def write(
         "tags": found.get("tags"),
         "warnings": profile.warnings(classes, second["unlearnable"]) + profile.label_collisions(labels),
     }
+    if "corrections" in first:
+        facts["corrections"] = first["corrections"]
+        facts["warnings"] += first["corrections"]["warnings"]
     content = {
         "format": FORMAT,
         "fingerprint": place.name,

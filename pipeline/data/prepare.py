@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.data import (
     augment,
     clean,
+    corrections,
     gates,
     near,
     tagger,
@@ -28,7 +29,7 @@ from pipeline.model.source import ModelSource
 from pipeline.storage import Place
 
 # Keys of the data section that change nothing in the prepared data, or are told in another way.
-NOT_CONTENT = ("train", "validation", "test", "dataset", "in_process_mb")
+NOT_CONTENT = ("train", "validation", "test", "dataset", "in_process_mb", "corrections")
 
 
 def plan(config: Config) -> list[Source]:
@@ -37,6 +38,7 @@ def plan(config: Config) -> list[Source]:
     Raises:
         UserError: a file is missing, empty, binary, in an unknown format, or lacks a column.
     """
+    corrections.load(config.data)  # a wrong file of corrections is told before any work, too
     splits = ("train", "validation", "test")
     return find([(pattern, split) for split in splits for pattern in getattr(config.data, split)], config.data)
 
@@ -53,6 +55,7 @@ def fingerprint(config: Config, sources: list[Source], model: ModelSource) -> st
         tokenizer.append(neighbours_model(model).identity)
     if config.data.profile_rows:
         tokenizer += tagger.installed()
+    tokenizer += corrections.content(config.data)
     files = [f"{s.name}|{s.split}|{s.format}|{content(s)}" for s in sources]
     return digest(
         str(FORMAT), str(clean.VERSION), str(near.VERSION), json.dumps(data, sort_keys=True), *tokenizer, *files

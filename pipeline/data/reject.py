@@ -10,6 +10,7 @@ EMPTY = "empty after cleaning"
 TOO_SHORT = "too short"
 NOT_IN_TRAIN = "label not in train"
 DISPUTED = "conflicting labels"
+DROPPED = "dropped by correction"
 
 REASONS = {
     UNREADABLE: "the parser could not read the row; 'detail' says why",
@@ -20,8 +21,9 @@ REASONS = {
     TOO_SHORT: "fewer characters than data.min_chars after cleaning",
     NOT_IN_TRAIN: "the label occurs in validation or test only: no model could learn it",
     DISPUTED: "the same text stands under several labels, and data.conflicts says to drop it",
+    DROPPED: "data.corrections lists the row without a label",
 }
 
 # The stage that found each reason.
 STAGES = {reason: "label" if "label" in reason else "read" for reason in REASONS}
-STAGES |= {EMPTY: "clean", TOO_SHORT: "clean", DISPUTED: "duplicates"}
+STAGES |= {EMPTY: "clean", TOO_SHORT: "clean", DISPUTED: "duplicates", DROPPED: "label"}

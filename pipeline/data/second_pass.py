@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.data import dedup, near_pass, reject
 from pipeline.data.augment import augmented
-from pipeline.data.columns import as_type, one, to_mask
+from pipeline.data.columns import as_type, one, row_ids, to_mask
 from pipeline.data.neighbours import Neighbours
 from pipeline.data.profile import SPLITS
 from pipeline.data.rank import Ranked
@@ -95,7 +95,7 @@ def finish_rows(
         fallen: schema ``near_pass.FALLEN``: the texts of this bucket that are near-duplicates of kept ones.
         augmentation: of the training rows, if any.
     """
-    ids = _ids(
+    ids = row_ids(
         pa.array([s.name for s in sources], pa.string()), one(rows["source"]).to_numpy(), one(rows["row"]).to_numpy()
     )
     rows = rows.append_column("id", ids)
@@ -150,11 +150,6 @@ def _copies(train: pa.Table, how: Augmentation, tokenizer: TextTokenizer) -> pa.
     return pa.table(columns, schema=PREPARED)
 
 
-def _ids(names: pa.StringArray, source: Ints, row: Ints) -> pa.StringArray:
-    """``file:row`` of each row."""
-    return pc.binary_join_element_wise(names.take(pa.array(source)), pa.array(row).cast(pa.string()), ":")
-
-
 def _rejected(rows: pa.Table, alive: Mask, unlearnable: Mask, dropped: Ints) -> pa.Table:
     reasons = one(rows["reason"])
     disputed = np.zeros(rows.num_rows, bool)
@@ -199,7 +194,7 @@ def _duplicates(
         found = found.take(pa.array(np.searchsorted(found["key"].to_numpy(), keys[of][near])))
         source, row = near_pass.place_of(found["kept"].to_numpy())
         names = pa.array([s.name for s in sources], pa.string())
-        kept_id = pc.replace_with_mask(kept_id, pa.array(near), _ids(names, source, row))
+        kept_id = pc.replace_with_mask(kept_id, pa.array(near), row_ids(names, source, row))
         kept_label[near] = found["kept_label"].to_numpy()
         kept_split[near] = found["kept_split"].to_numpy()
         files[near] = np.array([SPLITS.index(s.split) for s in sources])[source]
