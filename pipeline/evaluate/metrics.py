@@ -172,9 +172,13 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
         return 0.0
     confidence = scores.max(axis=1)
     right = (scores.argmax(axis=1) == truth).astype(np.float64)
-    which = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gap = np.bincount(which, weights=right - confidence, minlength=bins)
+    gap = np.bincount(confidence_bins(confidence, bins), weights=right - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(truth))
+
+
+def confidence_bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """The bin ``(k/bins, (k+1)/bins]`` of each confidence, [rows]; 0 lies in the first."""
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

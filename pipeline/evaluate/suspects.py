@@ -1,0 +1,135 @@
+"""Suspected wrong labels, by confident learning on probabilities that are out of sample.
+
+Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70, 2021. A row is
+suspect when the model is at least as sure of another class as it usually is of that class' own rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from pipeline.data.prepared import Tokens
+
+MAX_ROWS = 50_000  # training rows that are looked at
+MAX_WORK = 2_000_000  # rows times classes: more classes, fewer rows
+FOLDS = 5
+BUCKETS = 1 << 18  # of hashed n-grams
+COLUMNS = ("id", "split", "text", "label", "suggested", "confidence")
+TEXT_CHARACTERS = 500
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Suspects among some rows.
+
+    Attributes:
+        rows: indices of the suspects, the most suspect first, [suspects].
+        suggested: the class that is suggested for each, [suspects].
+        margin: probability of the label less that of the most probable other class, [suspects]; -1..1.
+        noise: estimated share of wrong labels among all rows.
+    """
+
+    rows: Ints
+    suggested: Ints
+    margin: Floats
+    noise: float
+
+
+def find(labels: Ints, probabilities: Floats) -> Found:
+    """Suspects by the confident joint, ranked by normalised margin.
+
+    The threshold of class j is the mean probability of j among the rows labelled j. A row labelled i counts for (i, j)
+    with j the most probable of the classes whose threshold it reaches; off the diagonal it is suspect. The joint, its
+    rows scaled to the rows with each label, estimates how many labels are wrong (sections 3.1 and 3.2 of the paper).
+
+    Args:
+        labels: class ids as given, [rows].
+        probabilities: out of sample, [rows, classes].
+    """
+    rows, classes = probabilities.shape
+    if not rows:
+        return Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), 0.0)
+    counts = np.bincount(labels, minlength=classes)
+    own = probabilities[np.arange(rows), labels]
+    # A class without rows has no threshold, and cannot be suggested.
+    threshold = np.where(counts > 0, np.bincount(labels, own, classes) / np.maximum(counts, 1), np.inf)
+    reached = probabilities >= threshold
+    confident = np.where(reached, probabilities, -1.0).argmax(axis=1)
+    counted = reached.any(axis=1)
+    joint = np.zeros((classes, classes))
+    np.add.at(joint, (labels[counted], confident[counted]), 1)
+    sums = joint.sum(axis=1)
+    right = np.divide(joint.diagonal(), sums, out=np.ones(classes), where=sums > 0)
+    noise = float(((1 - right) * counts).sum() / rows)
+    at = np.flatnonzero(counted & (confident != labels))
+    others = probabilities[at].copy()
+    others[np.arange(len(at)), labels[at]] = -1.0
+    margin = own[at] - others.max(axis=1)
+    by = np.argsort(margin, kind="stable")
+    return Found(at[by], confident[at][by], margin[by], noise)
+
+
+def ngrams(tokens: Tokens) -> Any:
+    """Hashed single tokens and pairs of neighbours, tf-idf with damped counts, of unit length, [rows, BUCKETS]."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    ids, rows = tokens.ids.astype(np.uint64), np.repeat(np.arange(len(tokens)), tokens.lengths)
+    pairs = ids[:-1] * np.uint64(0x9E3779B97F4A7C15) + ids[1:] * np.uint64(0xC2B2AE3D27D4EB4F)
+    pairs ^= pairs >> np.uint64(29)
+    inside = rows[:-1] == rows[1:]
+    column = np.concatenate([ids * np.uint64(0x9E3779B1), pairs[inside]]) % np.uint64(BUCKETS)
+    row = np.concatenate([rows, rows[:-1][inside]])
+    table = sparse.csr_array(
+        (np.ones(len(row), np.float32), (row, column.astype(np.int64))), shape=(len(tokens), BUCKETS)
+    )
+    table.sum_duplicates()
+    return TfidfTransformer(sublinear_tf=True).fit_transform(table)
+
+
+def cross_validated(tokens: Tokens, classes: int, seed: int) -> tuple[Ints, Floats]:
+    """Out-of-sample probabilities of training rows from a linear model on n-grams of tokens, in five folds.
+
+    Args:
+        tokens: the rows.
+        classes: how many there are.
+        seed: of folds and fits.
+
+    Returns:
+        The rows that have some [rows], and their probabilities [rows, classes]. Classes of fewer rows than folds have
+        none, nor do their rows.
+    """
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    counts = np.bincount(tokens.labels, minlength=classes)
+    known = counts >= FOLDS
+    rows = np.flatnonzero(known[tokens.labels])
+    if known.sum() < 2:
+        return np.empty(0, np.int64), np.empty((0, classes))
+    model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=6, tol=None, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    features = ngrams(tokens)[rows]
+    found = cross_val_predict(model, features, tokens.labels[rows], cv=folds, method="predict_proba", n_jobs=1)
+    full = np.zeros((len(rows), classes))
+    full[:, np.flatnonzero(known)] = found
+    return rows, full
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with ``COLUMNS`` as csv, which ``data.corrections`` takes."""
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue()
