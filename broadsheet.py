@@ -150,13 +150,19 @@ def tune(show: str | None, **options: Any) -> None:
 @COMMON
 @click.option("--prepared", metavar="FOLDER", help="Prepared data to test on. [the run's own]")
 @click.option("--out", metavar="FOLDER", help="Where metrics.json and report/ go. [the run]")
-def evaluate(where: str | None, prepared: str | None, out: str | None, **options: Any) -> None:
-    """Score a checkpoint on the test rows: metrics.json, a table and report/index.html."""
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluated runs on the same rows instead.")
+def evaluate(
+    where: str | None, prepared: str | None, out: str | None, compare: tuple[str, str] | None, **options: Any
+) -> None:
+    """Score a checkpoint on the test rows: metrics.json, a table, report/index.html and suspected wrong labels."""
     address = options.pop("address")
     config = _load(options)
     from pipeline import stages
 
-    stages.evaluate(config, where, prepared, out, address)
+    if compare:
+        stages.compare(config, compare, out)
+    else:
+        stages.evaluate(config, where, prepared, out, address)
 
 
 @cli.command()

@@ -105,6 +105,29 @@ def evaluate(config: Config, where: str | None, prepared: str | None, out: str |
     console.say("next", f"broadsheet serve {run}")
 
 
+def compare(config: Config, runs: tuple[str, str], out: str | None) -> None:
+    """``broadsheet evaluate --compare``: two evaluated runs on the same rows."""
+    from pipeline.evaluate import compare as comparison
+    from pipeline.evaluate.predictions import Predictions
+
+    a = Predictions.load(runs[0])
+    b = comparison.aligned(a, Predictions.load(runs[1]), runs)
+    result = comparison.compare(a, b, config.seed)
+    console.table(
+        f"{result['rows']:,} {result['split']} rows", ("figure", *runs, "difference"), comparison.table(result)
+    )
+    low, high = result["difference_macro_f1"]["interval"]
+    only = f"{result['only_a']:,} rows only {runs[0]} gets right, {result['only_b']:,} only {runs[1]}"
+    console.say("compare", f"{only}; macro F1 differs by {result['difference_macro_f1']['value']:+.4f} "
+                f"(95% {low:+.4f} to {high:+.4f})")  # fmt: skip
+    console.say("compare", comparison.verdict(result, runs))
+    if out:
+        file = Place.of(out) / "comparison.json"
+        facts = {"runs": list(runs), "verdict": comparison.verdict(result, runs), **result}
+        file.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+        console.say("compare", f"-> {file}")
+
+
 def predict(config: Config, files: tuple[str, ...], where: str | None, out: str, address: str | None) -> None:
     """``broadsheet predict``."""
     from pipeline.evaluate import predict as inference
@@ -186,7 +209,7 @@ def _show_evaluation(
     where: Place, prepared: Prepared, out: Place, address: str | None, extra: dict[str, Any]
 ) -> dict[str, float]:
     from pipeline.evaluate import evaluate as evaluation
-    from pipeline.evaluate import report
+    from pipeline.evaluate import report, slices
 
     done = evaluation.evaluate(where, prepared, out, address, extra)
     test = done.metrics["test"]
@@ -199,6 +222,14 @@ def _show_evaluation(
         "evaluate",
         f"accuracy {test['accuracy']:.4f} (95% {low:.4f} to {high:.4f}), macro F1 {test['macro_f1']:.4f}",
     )
+    scaling = done.metrics["calibration"]
+    before, after = scaling["before"]["ece"], scaling["after"]["ece"]
+    console.say("evaluate", f"calibration error {before:.4f}, at temperature {scaling['temperature']:g} {after:.4f} "
+                f"({scaling['how']})")  # fmt: skip
+    if weak := slices.warning(done.metrics["slices"]):
+        console.warn("evaluate", weak)
+    suspects = ", ".join(f"{c['suspects']:,} of {c['rows']:,} {s}" for s, c in done.metrics["suspects"].items())
+    console.say("evaluate", f"suspected wrong labels: {suspects} rows -> {done.suspects_file}")
     console.say("evaluate", f"-> {done.metrics_file} and {done.report_file}")
     return {k: float(v) for k, v in done.metrics["seconds"].items()}
 

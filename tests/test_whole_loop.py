@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from pipeline import stages
 from pipeline.config import Config
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
+from pipeline.evaluate import calibration
+from pipeline.evaluate import evaluate as evaluation
+from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 
@@ -117,6 +121,43 @@ def test_the_classifier_says_what_evaluation_said(done: stages.Job, prepared: Pr
     assert accuracy == pytest.approx(figures["test"]["accuracy"])
     alone = classifier.probabilities(classifier.logits(encoded.ids[:1]))
     assert alone[0] == pytest.approx(scores[0], abs=1e-4)  # padding and company change nothing
+
+
+def test_evaluation_leaves_what_people_and_other_runs_need(
+    done: stages.Job, prepared: Prepared, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert done.checkpoint is not None
+    figures = json.loads((done.run / "metrics.json").read_text())
+    low, high = figures["intervals"]["macro_f1"]
+    assert low <= figures["test"]["macro_f1"] <= high
+    assert figures["calibration"]["how"].startswith("not fitted: 36 validation rows")
+    assert set(figures["suspects"]) == {"test", "validation", "train"}
+    header = (done.run / "report" / "suspects.csv").read_text().splitlines()[0]
+    assert header == "id,split,text,label,suggested,confidence"
+    assert (done.checkpoint / "README.md").read_text().startswith("---\nlibrary_name: transformers\n")
+    saved = Predictions.load(str(done.run))
+    assert saved.ids == prepared.table("test", ["id"])["id"].to_pylist()
+    stages.compare(config, (str(done.run), str(done.checkpoint)), str(tmp_path))
+    assert "no difference in accuracy, McNemar p=1" in capsys.readouterr().out
+    assert json.loads((tmp_path / "comparison.json").read_text())["p"] == 1.0
+
+
+def test_a_second_fit_gives_the_same_temperature(
+    done: stages.Job, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that have the checkpoint loaded must see the temperature of the first one."""
+    monkeypatch.setattr(calibration, "MIN_ROWS", 10)
+    monkeypatch.setattr(calibration, "MIN_WRONG", 0)
+    shutil.copytree(str(done.checkpoint), tmp_path / "checkpoint")
+    where = Place.of(tmp_path / "checkpoint")
+    temperatures = []
+    for out in ("first", "second"):
+        evaluated = evaluation.evaluate(where, prepared, Place.of(tmp_path / out))
+        assert not evaluated.reused
+        temperatures.append(checkpoint.read_card(where)["temperature"])
+        assert evaluated.metrics["calibration"]["temperature"] == temperatures[-1]
+    assert temperatures[0] == pytest.approx(temperatures[1], abs=2e-4)
+    assert temperatures[0] != 1.0
 
 
 def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:

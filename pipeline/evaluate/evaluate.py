@@ -1,4 +1,4 @@
-"""``broadsheet evaluate``: score the test split, write ``metrics.json`` and ``report/index.html``."""
+"""``broadsheet evaluate``: score the test split, write ``metrics.json``, the report, and what goes with them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import yaml
 
-from pipeline import console
+from pipeline import cluster, console
 from pipeline.config import Config
-from pipeline.data.prepared import Prepared
+from pipeline.data.prepared import Head, Prepared
 from pipeline.errors import UserError
-from pipeline.evaluate import data_report, metrics, report
+from pipeline.evaluate import calibration, data_report, energy, intervals, metrics, report, slices, suspects
+from pipeline.evaluate import card as model_card
 from pipeline.evaluate.predict import predict_split
+from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 
+VERSION = 2  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
+SHOWN = 20  # suspects in the report; all of them are in the csv
+SUSPECTS = "suspects.csv"
+VALIDATION_ROWS = 5_000  # or a shard more: enough for one temperature, and it costs as much as so many test rows
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Evaluated:
     metrics: dict[str, Any]
     metrics_file: Place
     report_file: Place
+    suspects_file: Place
     reused: bool
 
 
@@ -45,7 +53,8 @@ def evaluate(
     Args:
         where: the checkpoint.
         prepared: the data; its labels must be the checkpoint's.
-        out: the folder that gets ``metrics.json`` and ``report/index.html``.
+        out: the folder that gets ``metrics.json``, ``predictions.parquet``, ``report/index.html`` and
+            ``report/suspects.csv``. The checkpoint gets its temperature and its model card, if the data is its own.
         address: the Ray cluster.
         extra: for the report: ``data_line``, ``stages``.
     """
@@ -56,12 +65,16 @@ def evaluate(
             f"{where} knows the labels {', '.join(card['labels'][:8])}; {prepared.place} has "
             f"{', '.join(prepared.labels[:8])}: evaluate with the data it was trained on"
         )
-    mark = {"training": card.get("training", {}).get("fingerprint"), "data": prepared.fingerprint}
-    metrics_file, report_file = out / "metrics.json", out / "report" / "index.html"
+    mark = {"training": card.get("training", {}).get("fingerprint"), "data": prepared.fingerprint, "version": VERSION}
+    metrics_file, report_file, suspects_file = (
+        out / "metrics.json",
+        out / "report" / "index.html",
+        out / "report" / SUSPECTS,
+    )
     if metrics_file.exists() and report_file.exists():
         known = json.loads(metrics_file.read_text())
-        if known.get("fingerprints") == mark:
-            return Evaluated(known, metrics_file, report_file, True)
+        if known.get("fingerprints") == mark and known["calibration"]["temperature"] == card["temperature"]:
+            return Evaluated(known, metrics_file, report_file, suspects_file, True)
     split = "test" if prepared.rows("test") else "validation"
     if split != "test":
         console.warn(
@@ -69,13 +82,29 @@ def evaluate(
             "no test rows: the figures are those of the validation split, which chose the checkpoint",
         )
     began = time.monotonic()
-    ids, labels, probabilities = predict_split(prepared, split, where, address)
-    test = metrics.summary(labels, probabilities, prepared.labels)
-    seconds = time.monotonic() - began
+    ours = card.get("data_fingerprint") == prepared.fingerprint
+    seed = int(card["config"]["seed"])
+    held_out = _scored(where, card, prepared, split, address)
+    validation = held_out if split == "validation" else None
+    if validation is None and prepared.rows("validation"):
+        validation = _scored(where, card, Head.of(prepared, VALIDATION_ROWS), "validation", address)
+    temperature, how = float(card["temperature"]), "as the checkpoint says: these are not its own validation rows"
+    if ours and validation is not None:
+        temperature, how = calibration.chosen_temperature(validation.labels, validation.logits, temperature)
+    elif ours:
+        how = "not fitted: no validation rows"
+    probabilities = calibration.probabilities_of(held_out.logits, temperature)
+    test = metrics.summary(held_out.labels, probabilities, prepared.labels)
+    parts = slices.judge(probabilities.argmax(1) == held_out.labels, _parts(prepared, held_out))
+    suspected, counted = _suspects(prepared, [s for s in (held_out, validation) if s], temperature, seed)
     training = card.get("training", {})
     figures = {
         "test": test,
         "validation": card["metrics"]["validation"],
+        "intervals": intervals.of_confusion(test["confusion"], prepared.labels, seed),
+        "calibration": calibration.report(held_out.labels, held_out.logits, 1.0, temperature, how),
+        "slices": parts,
+        "suspects": counted,
         "dataset": card["config"]["data"]["dataset"],
         "split": split,
         "rows": {**prepared.ledger["kept"], "trained_on": trained_rows(card, prepared)},
@@ -83,32 +112,95 @@ def evaluate(
         "fingerprints": mark,
         "checkpoint": str(where),
     }
-    stages = {**extra.get("stages", {}), "evaluate": seconds}
+    known_stages = {"train": float(training["seconds"])} if "seconds" in training else {}
+    stages = known_stages | extra.get("stages", {}) | {"evaluate": time.monotonic() - began}
+    figures["energy"] = energy.estimate(sum(stages.values()), cluster.connect(address))
     limits = Config.model_validate(card["config"]).data
+    data_facts = data_report.facts(prepared, limits)
+    weak = slices.warning(parts)
     page = report.write_html(
         {
             "title": f"{card['config']['data']['dataset']} · {card['config']['model']['name']}",
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "version": card["versions"]["broadsheet"],
-            "test": test,
-            "validation": figures["validation"],
+            **{k: figures[k] for k in ("test", "validation", "split", "intervals", "calibration", "slices", "energy")},
             "history": training.get("history"),
             "loss_curve": [[h["step"], h["loss"]] for h in training.get("history", [])],
-            **data_report.facts(prepared, limits),
+            **data_facts,
+            "warnings": ([weak] if weak else []) + data_facts["warnings"],
             "trained_on": figures["rows"]["trained_on"],
             "data_line": extra.get("data_line"),
-            "mistakes": mistakes(prepared, split, ids, labels, probabilities),
+            "mistakes": mistakes(prepared, split, held_out.ids, held_out.labels, probabilities),
+            "suspects": {"counted": counted, "rows": suspected[:SHOWN], "file": SUSPECTS},
             "stages": stages,
             "config": yaml.safe_dump(card["config"], sort_keys=False, allow_unicode=True),
-            "environment": card["versions"],
+            "environment": {**card["versions"], "seed": seed},
             "checkpoint": str(where),
             "serve_command": f"broadsheet serve {out}",
         }
     )
+    Predictions(held_out.ids, held_out.labels, probabilities, prepared.labels, split).save(out)
+    suspects_file.write_text(suspects.to_csv(suspected))
     report_file.write_text(page)
     figures["seconds"] = stages
+    if ours:  # other rows than its own say nothing of how it was made
+        _note(where, {**card, "temperature": temperature}, figures, prepared)
     metrics_file.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
-    return Evaluated(figures, metrics_file, report_file, False)
+    return Evaluated(figures, metrics_file, report_file, suspects_file, False)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Rows of a split with the checkpoint's logits at temperature 1, [rows, classes]."""
+
+    split: str
+    data: Prepared
+    ids: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+def _scored(where: Place, card: dict[str, Any], prepared: Prepared, split: str, address: str | None) -> _Scored:
+    ids, labels, probabilities = predict_split(prepared, split, where, address)
+    return _Scored(split, prepared, ids, labels, calibration.logits_of(probabilities, float(card["temperature"])))
+
+
+def _parts(prepared: Prepared, scored: _Scored) -> dict[str, dict[str, np.ndarray]]:
+    """The slices of the rows that were scored."""
+    lengths = pc.list_value_length(prepared.table(scored.split, ["input_ids"])["input_ids"]).to_numpy()
+    twins: set[str] = set()
+    if prepared.shards("duplicates"):
+        table = prepared.table("duplicates", ["split", "kept_id", "kept_split"])
+        aside = pc.and_(pc.equal(table["split"], "train"), pc.equal(table["kept_split"], scored.split))
+        twins = set(table.filter(aside)["kept_id"].to_pylist())
+    return slices.masks(scored.labels, prepared.labels, lengths, np.array([name in twins for name in scored.ids], bool))
+
+
+def _suspects(
+    prepared: Prepared, scored: list[_Scored], temperature: float, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Suspected labels, the most suspect first, and how many of how many rows in each split.
+
+    Held-out rows are judged by the checkpoint, which has not learnt from them; training rows by a linear model in
+    cross-validation.
+    """
+    rows, counted = [], {}
+    for one in {s.split: s for s in scored}.values():
+        probabilities = calibration.probabilities_of(one.logits, temperature)
+        found = suspects.find(one.labels, probabilities)
+        texts = one.data.table(one.split, ["text"])["text"]
+        rows += suspects.listed(one.split, one.ids, texts, one.labels, probabilities, found, prepared.labels)
+        counted[one.split] = suspects.facts(found, len(one.ids))
+    console.say("evaluate", "looking for wrong labels among the training rows")
+    of_train, counted["train"] = suspects.of_train(prepared, seed)
+    rows += of_train
+    return sorted(rows, key=lambda row: row["margin"]), counted
+
+
+def _note(where: Place, card: dict[str, Any], figures: dict[str, Any], prepared: Prepared) -> None:
+    """Leave the temperature and the model card in the checkpoint."""
+    (where / checkpoint.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n")
+    (where / model_card.FILE).write_text(model_card.model_card(card, figures, prepared.ledger))
 
 
 def trained_rows(card: dict[str, Any], prepared: Prepared) -> int:

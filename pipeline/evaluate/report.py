@@ -6,37 +6,21 @@ scripts); everything with a label in it is HTML text from ``report.html``, escap
 
 from __future__ import annotations
 
-import base64
-import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from pipeline.console import seconds
+from pipeline.evaluate import pictures
 
 TEMPLATE = Path(__file__).with_name("report.html")
 COUNTS_UP_TO = 20  # classes; a larger confusion matrix shows shades only, and numbers its columns
 PAIRS = 8  # most frequent confusions listed
 SAMPLE_CHARACTERS = 240  # of a cleaning sample, around its first change
-CURVE_POINTS = 400  # a longer loss curve is drawn as means of equal stretches
-
-INK, RULE, BLUE, RED, PAPER = "#26231d", "#d9d4c7", "#2c5572", "#96372b", "#fffdf8"
-STYLE: dict[Any, Any] = (
-    dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    | dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
-    | {"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": RULE}
-    | {"grid.linewidth": 0.5, "axes.linewidth": 0.6, "font.family": "DejaVu Sans", "font.size": 9}
-    | {"svg.fonttype": "path", "svg.hashsalt": "broadsheet"}  # same input, same bytes
-)
-Points = list[tuple[float, float]]
 
 
 def write_html(report: Mapping[str, Any]) -> str:
@@ -50,7 +34,9 @@ def write_html(report: Mapping[str, Any]) -> str:
             ...]``), ``ledger`` (read, kept by split, rejected by reason, duplicates, duplicates_by_reason,
             augmented; in rows), ``gates``, ``near_duplicates`` (rows of ``duplicates/`` with ``kept_text``),
             ``rules`` (name -> rows changed), ``samples`` (rule, before, after), ``profile`` (classes by split,
-            tokens, token_histogram), ``words`` and ``tags`` (of ``data.words`` and ``data.tagger``),
+            tokens, token_histogram), ``split`` (of ``test``), ``intervals`` (``intervals.of_confusion``),
+            ``calibration`` (of the module), ``slices`` (``slices.judge``), ``suspects`` (counted, rows, file),
+            ``energy`` (``energy.estimate``), ``words`` and ``tags`` (of ``data.words`` and ``data.tagger``),
             ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth, predicted, confidence), ``stages``
             (name -> seconds), ``config`` (YAML text), ``environment`` (name -> version), ``checkpoint`` (path),
             ``serve_command``.
@@ -73,8 +59,9 @@ def write_html(report: Mapping[str, Any]) -> str:
         "near_duplicates": [
             {**row, "pieces": _compared(row["text"], row["kept_text"])} for row in report.get("near_duplicates") or []
         ],
-        "curves": _curves(history, report.get("loss_curve") or []),
-        "token_picture": _token_picture(profile.get("token_histogram") or {}),
+        "curves": pictures.curves(history, report.get("loss_curve") or []),
+        "reliability": pictures.reliability(report.get("calibration") or {}),
+        "token_picture": pictures.token_histogram(profile.get("token_histogram") or {}),
     }
     loader = FileSystemLoader(TEMPLATE.parent)
     jinja = Environment(
@@ -148,77 +135,6 @@ def _compared(before: str, after: str) -> dict[str, Any]:
 def _clip(text: str, start: int) -> str:
     end = start + SAMPLE_CHARACTERS
     return ("…" if start else "") + text[start:end] + ("…" if len(text) > end else "")
-
-
-def _curves(history: Sequence[Mapping[str, Any]], loss_curve: Sequence[Sequence[float]]) -> list[dict[str, str]]:
-    """Learning curves against the optimizer step: the loss, then what validation says."""
-
-    def column(key: str) -> Points:
-        return _finite((point.get("step"), point.get(key)) for point in history)
-
-    stretch = math.ceil(len(loss_curve) / CURVE_POINTS) or 1
-    note = f"; each training point is the mean of {stretch} records" if stretch > 1 else ""
-    losses = {
-        "training": (_means(_finite(loss_curve), stretch) or column("loss"), BLUE, ""),
-        "validation": (column("validation_loss"), RED, "o"),
-    }
-    scores = {
-        "macro F1": (column("validation_macro_f1"), RED, "o"),
-        "accuracy": (column("validation_accuracy"), BLUE, "s"),
-    }
-    pictures = (
-        ("loss", losses, f"Loss in nats against the step{note}."),
-        ("share", scores, "Validation: macro F1 and accuracy against the step."),
-    )
-    return [
-        {"source": _lines(label, lines), "caption": caption}
-        for label, lines, caption in pictures
-        if any(points for points, _, _ in lines.values())
-    ]
-
-
-def _lines(label: str, lines: Mapping[str, tuple[Points, str, str]]) -> str:
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas("step", label)
-        for name, (points, colour, marker) in lines.items():
-            if points:
-                marker = marker or ("o" if len(points) == 1 else "")
-                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=3.5, lw=1.2, label=name)
-        axes.legend(loc="best", handlelength=1.6)
-        return _svg(figure)
-
-
-def _token_picture(histogram: Mapping[str, Sequence[float]]) -> str | None:
-    edges, counts = histogram.get("edges") or [], histogram.get("counts") or []
-    if not counts or len(edges) != len(counts) + 1:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas("tokens per text", "rows")
-        axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.85)
-        return _svg(figure)
-
-
-def _canvas(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.6, 2.8), layout="constrained", facecolor=PAPER)  # inches
-    axes = figure.add_subplot(facecolor=PAPER, xlabel=x, ylabel=y)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as a ``data:`` address, so that ids of two pictures in one page cannot meet."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _finite(points: Iterable[Sequence[Any]]) -> Points:
-    return [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(y)]
-
-
-def _means(points: Points, stretch: int) -> Points:
-    """Means of ``stretch`` neighbours."""
-    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def _visible(text: str) -> str:

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import sparse
 
-from pipeline.data.prepared import Tokens
+from pipeline.data.prepared import Head, Prepared, Tokens
 
 MAX_ROWS = 50_000  # training rows that are looked at
 MAX_WORK = 2_000_000  # rows times classes: more classes, fewer rows
@@ -126,10 +128,69 @@ def cross_validated(tokens: Tokens, classes: int, seed: int) -> tuple[Ints, Floa
     return rows, full
 
 
+def of_train(prepared: Prepared, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Suspects among training rows (changed copies left out), and how many rows were looked at.
+
+    Args:
+        prepared: the data; of a large train split the first shards, ``MAX_ROWS`` rows at most.
+        seed: of folds and fits.
+    """
+    classes = len(prepared.labels)
+    limit = min(MAX_ROWS, MAX_WORK // classes)
+    table = Head.of(prepared, limit).table("train", ["id", "text", "label", "input_ids", "augmentation"])
+    table = table.filter(pc.is_null(table["augmentation"])).slice(0, limit)
+    lists = table["input_ids"].cast(pa.large_list(pa.int32())).combine_chunks()
+    lists = lists if isinstance(lists, pa.Array) else lists.chunk(0)
+    offsets = lists.offsets.to_numpy()
+    ids = lists.values.to_numpy()[offsets[0] : offsets[-1]]
+    tokens = Tokens(ids, offsets - offsets[0], table["label"].to_numpy().astype(np.int64))
+    rows, scores = cross_validated(tokens, classes, seed)
+    labels = tokens.labels[rows]
+    found = find(labels, scores)
+    texts, names = table["text"].take(pa.array(rows)), table["id"].take(pa.array(rows))
+    return listed("train", names, texts, labels, scores, found, prepared.labels), facts(found, len(rows))
+
+
+def facts(found: Found, rows: int) -> dict[str, Any]:
+    """For ``metrics.json``: rows looked at, suspects, estimated share of wrong labels."""
+    return {"rows": rows, "suspects": len(found.rows), "noise": round(found.noise, 6)}
+
+
+def listed(
+    split: str,
+    ids: Any,
+    texts: pa.ChunkedArray,
+    labels: Ints,
+    probabilities: Floats,
+    found: Found,
+    label_names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The suspects of a split as rows of the csv, with ``margin`` to order those of several splits.
+
+    Args:
+        split: its name.
+        ids, texts: of all rows looked at, [rows].
+        labels, probabilities, found: as given to ``find`` and returned by it.
+        label_names: the label id is the index.
+    """
+    return [
+        {
+            "id": str(ids[int(i)]),
+            "split": split,
+            "text": texts[int(i)].as_py()[:TEXT_CHARACTERS],
+            "label": label_names[labels[i]],
+            "suggested": label_names[to],
+            "confidence": round(float(probabilities[i, to]), 4),
+            "margin": float(margin),
+        }
+        for i, to, margin in zip(found.rows, found.suggested, found.margin, strict=True)
+    ]
+
+
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with ``COLUMNS`` as csv, which ``data.corrections`` takes."""
+    """Rows as csv with ``COLUMNS``, which ``data.corrections`` takes."""
     sink = io.StringIO()
-    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(sink, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return sink.getvalue()

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.cluster import Resources
 from pipeline.data import gates, words
-from pipeline.evaluate import metrics, report
+from pipeline.evaluate import calibration, energy, intervals, metrics, pictures, report, slices
 
 EVIL = "<script>alert('x')</script>"
-VOID = {"meta", "link", "img", "br", "hr"}
+VOID = {"meta", "link", "img", "br", "hr", "wbr"}
 
 
 def a_summary(names: list[str], rows: int = 400, seed: int = 0) -> dict[str, Any]:
@@ -28,6 +29,9 @@ def a_summary(names: list[str], rows: int = 400, seed: int = 0) -> dict[str, Any
 
 def a_report(names: list[str] | None = None) -> dict[str, Any]:
     names = names or ["Business", "Sci/Tech", "Sports", "World"]
+    rng = np.random.default_rng(2)
+    labels, logits = rng.integers(0, len(names), 400), rng.normal(0, 2, (400, len(names)))
+    parts = slices.masks(labels, names, rng.integers(1, 90, 400), labels == 0)
     history = [
         {
             "step": step,
@@ -48,6 +52,25 @@ def a_report(names: list[str] | None = None) -> dict[str, Any]:
         "version": "0.1.0",
         "test": a_summary(names),
         "validation": a_summary(names, 300, seed=1),
+        "split": "test",
+        "intervals": intervals.of_confusion(np.eye(len(names), dtype=int) * 50 + 3, names, 1),
+        "calibration": calibration.report(labels, logits, 1.0, 1.7, "fitted on 500 validation rows"),
+        "slices": slices.judge(rng.random(400) < np.where(labels == 1, 0.6, 0.9), parts),
+        "suspects": {
+            "counted": {"test": {"rows": 400, "suspects": 9, "noise": 0.02}},
+            "rows": [
+                {
+                    "id": "a.csv:7",
+                    "split": "test",
+                    "text": "Goal!",
+                    "label": "World",
+                    "suggested": "Sports",
+                    "confidence": 0.97,
+                }
+            ],
+            "file": "suspects.csv",
+        },
+        "energy": energy.estimate(233.6, Resources(((2, 0),))),
         "history": history,
         "loss_curve": [[step, 1.4 / (1 + step / 200)] for step in range(1, 1001)],
         "ledger": {
@@ -117,7 +140,7 @@ def test_minimal_report() -> None:
 
 
 def test_every_optional_key_may_be_none_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_svg", lambda figure: "data:,")  # drawing is what takes the time
+    monkeypatch.setattr(pictures, "_svg", lambda figure: "data:,")  # drawing is what takes the time
     full = a_report()
     for key in full.keys() - {"title", "test"}:
         Page(report.write_html({**full, key: None}))
@@ -170,15 +193,19 @@ def test_full_report() -> None:
     html = report.write_html(given)
     page = Page(html)
     assert page.sections == [
-        *("scores", "learning", "classes", "confusion", "mistakes", "ledger", "cleaning", "profile"),
-        *("time", "recipe", "serve"),
+        *("scores", "learning", "classes", "confusion", "mistakes", "calibration", "slices", "suspects", "ledger"),
+        *("cleaning", "profile", "time", "recipe", "serve"),
     ]
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
     assert f"{100 * given['test']['accuracy']:.2f} %" in page.text
     low, high = given["test"]["accuracy_interval"]
     assert f"{100 * low:.2f} % to {100 * high:.2f} %" in page.text
     assert "1,000 read = 900 kept + 50 rejected + 50 duplicates." in page.text
     assert "24 November 2025, 08:41 UTC · version 0.1.0" in page.text
+    low, high = given["intervals"]["per_class"]["World"]["recall"]
+    assert f"{low:.3f}– {high:.3f}" in page.text
+    for said in ("About 1.6 Wh", "467 CPU seconds", "a.csv:7 · test", "data.corrections=suspects.csv", "1.7 in use"):
+        assert said in page.text
     for said in ("路透社 – 油价上涨", "broadsheet serve runs/x", "epochs: 2", "12 texts have two labels"):
         assert said in page.text
     assert "a<del>␀</del>b" in html
@@ -205,6 +232,10 @@ def test_everything_is_escaped() -> None:
         given[key] = EVIL
     given["warnings"] = [EVIL]
     given["mistakes"] = [{"text": EVIL, "truth": EVIL, "predicted": EVIL, "confidence": 1.0}]
+    given["suspects"] = {"counted": {EVIL: {"rows": 1, "suspects": 1, "noise": 0.1}}, "file": EVIL, "rows": [
+        {"id": EVIL, "split": EVIL, "text": EVIL, "label": EVIL, "suggested": EVIL, "confidence": 1.0}]}  # fmt: skip
+    given["calibration"]["how"] = EVIL
+    given["slices"] = [{**part, "part": EVIL, "dimension": EVIL} for part in given["slices"]]
     given["rules"] = {EVIL: 3}
     given["samples"] = [{"rule": EVIL, "before": EVIL + "  .", "after": EVIL + " ."}]
     given["ledger"]["rejected"] = {EVIL: 50}
@@ -271,7 +302,7 @@ def test_odd_values_do_not_stop_the_page() -> None:
 
 def test_a_long_loss_curve_is_averaged() -> None:
     points = [(float(i), 1.0) for i in range(10)]
-    assert report._means(points, 4) == [(1.5, 1.0), (5.5, 1.0), (8.5, 1.0)]
+    assert pictures._means(points, 4) == [(1.5, 1.0), (5.5, 1.0), (8.5, 1.0)]
 
 
 def test_terminal_rows() -> None:

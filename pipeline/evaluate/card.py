@@ -1,0 +1,116 @@
+"""The model card: ``README.md`` of a checkpoint, with the front matter that the Hugging Face hub reads.
+
+What is not known is left out: the licence depends on the data and on the base model, the language is not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+FILE = "README.md"
+HUB_DATASETS = {"ag_news": "fancyzhx/ag_news"}  # data sets that are on the hub as we read them
+BASES = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+LABELS_SHOWN = 50
+
+
+def model_card(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
+    """The card as Markdown.
+
+    Args:
+        card: the checkpoint's ``broadsheet.json``.
+        figures: of ``metrics.json``: ``test``, ``split``, ``dataset``, ``intervals``, ``calibration``, ``rows``.
+        ledger: of the prepared data.
+    """
+    matter = _front_matter(card, figures)
+    return "---\n" + matter + "---\n\n" + "\n\n".join(_sections(card, figures, ledger)) + "\n"
+
+
+def _front_matter(card: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name, dataset, test = card["config"]["model"]["name"], figures["dataset"], figures["test"]
+    about = {
+        "task_type": "text-classification",
+        "dataset_type": HUB_DATASETS.get(dataset, dataset),
+        "dataset_name": dataset,
+        "dataset_split": figures["split"],
+    }
+    results = [
+        EvalResult(metric_type=kind, metric_name=shown, metric_value=round(test[key], 6), **about)
+        for kind, shown, key in (("accuracy", "accuracy", "accuracy"), ("f1", "macro F1", "macro_f1"))
+    ]
+    base = BASES.get(
+        name, name if card["kind"] == "transformer" and name.count("/") == 1 and name[0] not in "./~" else None
+    )
+    return (
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-classification",
+            tags=["text-classification", "broadsheet", card["kind"]],
+            datasets=[HUB_DATASETS[dataset]] if dataset in HUB_DATASETS else None,
+            metrics=["accuracy", "f1"],
+            base_model=base,
+            model_name=f"{dataset}-{name.rstrip('/').rsplit('/', 1)[-1]}",
+            eval_results=results,
+        ).to_yaml()
+        + "\n"
+    )
+
+
+def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[str]:
+    config, test, labels = card["config"], figures["test"], card["labels"]
+    dataset, name, text = figures["dataset"], config["model"]["name"], ", ".join(card["text"])
+    shown = ", ".join(f"`{label}`" for label in labels[:LABELS_SHOWN])
+    more = f" and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
+    kept = ledger["kept"]
+    low, high = test["accuracy_interval"]
+    intervals = figures.get("intervals") or {}
+    macro = intervals.get("macro_f1")
+    per_class = [
+        f"| {_cell(label)} | {one['precision']:.4f} | {one['recall']:.4f} | {one['f1']:.4f} | {one['support']:,} |"
+        for label, one in test["per_class"].items()
+    ]
+    calibration = figures.get("calibration")
+    training = {k: v for k, v in card.get("training", {}).items() if k in ("layout", "steps", "seconds")}
+    recipe = {"model": config["model"], "train": config["train"], "seed": config["seed"], "training": training}
+    parts = [
+        f"# {dataset}: a text classifier from {name}",
+        f"Assigns one of {len(labels)} labels to a text: {shown}{more}.",
+        "## Intended use\n\n"
+        f"Texts like those it was trained on ({dataset}, column {text}), in the same language, one label each. It "
+        "always answers with one of its labels, also for texts that belong to none. Texts are cut at "
+        f"{card['max_tokens']} tokens. Clean texts with the rules named in `broadsheet.json`, or let Broadsheet do it: "
+        "`broadsheet serve` and `broadsheet predict` take this folder; `from_pretrained` loads it in transformers.",
+        "## How good it is\n\n"
+        f"On {test['rows']:,} {figures['split']} rows"
+        + ("" if figures["split"] == "test" else ", which chose the checkpoint: expect a little less")
+        + f": accuracy {test['accuracy']:.4f} (95% {low:.4f} to {high:.4f}), macro F1 {test['macro_f1']:.4f}"
+        + (f" (95% {macro[0]:.4f} to {macro[1]:.4f})" if macro else "")
+        + f", log loss {test['log_loss']:.4f}, calibration error {test['ece']:.4f}.",
+        "\n".join(["| class | precision | recall | F1 | rows |", "|---|---|---|---|---|", *per_class]),
+    ]
+    if calibration:
+        parts.append(
+            f"Divide the logits by {calibration['temperature']:g} before the softmax (temperature scaling, "
+            f"{calibration['how']})."
+        )
+    parts += [
+        "## Data\n\n"
+        f"{ledger['read']:,} rows read = {sum(kept.values()):,} kept + {sum(ledger['rejected'].values()):,} rejected + "
+        f"{ledger['duplicates']:,} duplicates. Train {kept['train']:,} (trained on {figures['rows']['trained_on']:,}), "
+        f"validation {kept['validation']:,}, test {kept['test']:,}. Prepared data `{card['data_fingerprint']}`.",
+        "## Training\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) + "```",
+        "Made with " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
+        "## Limits\n\n"
+        "The figures hold for rows drawn like the test rows; other sources, other times and other languages were not "
+        "tried. Labels of the data are taken as they are, mistakes and bias among them. Nothing was tested against "
+        "texts made to mislead it.",
+    ]
+    return parts
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

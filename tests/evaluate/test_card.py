@@ -1,0 +1,72 @@
+"""The model card reads back as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from pipeline.config import load
+from pipeline.evaluate import card, intervals, metrics
+
+NAMES = ["a|b", "體育", "c"]
+GUESSES = np.array([0, 1, 2, 0, 1, 1])
+TEST = metrics.summary(np.arange(6) % 3, np.full((6, 3), 0.1) + 0.7 * np.eye(3)[GUESSES], NAMES)
+
+
+def made(model: str = "minilm", kind: str = "transformer", dataset: str = "ag_news", split: str = "test") -> str:
+    config = load(None, [f"model.name={model}"]).model_dump(mode="json")
+    facts: dict[str, Any] = {
+        "labels": NAMES, "kind": kind, "text": ["title"], "max_tokens": 128, "data_fingerprint": "ff00",
+        "config": config, "versions": {"python": "3.11", "torch": "2.6"},
+        "training": {"fingerprint": "x", "layout": "2 workers", "steps": 10, "seconds": 3.5, "history": [{"step": 1}]},
+    }  # fmt: skip
+    figures: dict[str, Any] = {
+        "test": TEST, "split": split, "dataset": dataset, "rows": {"trained_on": 750},
+        "intervals": intervals.of_confusion(TEST["confusion"], NAMES, 1),
+        "calibration": {"temperature": 1.25, "how": "fitted on 500 validation rows"},
+    }  # fmt: skip
+    ledger = {
+        "read": 1000,
+        "kept": {"train": 800, "validation": 50, "test": 50},
+        "rejected": {"x": 50},
+        "duplicates": 50,
+    }
+    return card.model_card(facts, figures, ledger)
+
+
+def test_the_front_matter_is_what_the_hub_expects() -> None:
+    data = ModelCard(made()).data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "text-classification"
+    assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert data.datasets == ["fancyzhx/ag_news"]
+    assert data.license is None
+    assert data.language is None
+    results = {r.metric_name: r for r in data.eval_results or []}
+    assert results["accuracy"].metric_value == pytest.approx(5 / 6, abs=1e-6)
+    assert results["macro F1"].metric_type == "f1"
+    assert results["accuracy"].dataset_split == "test"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "base"),
+    [("lstm", "lstm", None), ("org/bert", "transformer", "org/bert"), ("./models/bert", "transformer", None)],
+)
+def test_what_is_not_known_is_left_out(model: str, kind: str, base: str | None) -> None:
+    data = ModelCard(made(model, kind, "files")).data
+    assert data.base_model == base
+    assert data.datasets is None
+
+
+def test_the_text_says_what_a_reader_needs() -> None:
+    text = made()
+    for said in (
+        "`a|b`, `體育`, `c`", "| a\\|b | ", "1,000 rows read = 900 kept", "Divide the logits by 1.25", "seed: 17",
+        "trained on 750", "python 3.11, torch 2.6", "## Intended use", "## Limits",
+    ):  # fmt: skip
+        assert said in text
+    assert "history" not in text
+    assert "which chose the checkpoint" in made(split="validation")
