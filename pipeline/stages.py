@@ -130,12 +130,14 @@ def compare(config: Config, runs: tuple[str, str], out: str | None) -> None:
 
 def predict(config: Config, files: tuple[str, ...], where: str | None, out: str, address: str | None) -> None:
     """``broadsheet predict``."""
-    from pipeline.evaluate import predict as inference
+    from pipeline.evaluate.predict_files import predict_files
     from pipeline.train import checkpoint
 
     found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
     began = time.monotonic()
-    total = inference.predict_files(files, found, Place.of(out), config, address)
+    total = predict_files(files, found, Place.of(out), config, address)
+    if total["reused"]:
+        console.say("predict", "unchanged, all rows are classified already")
     console.say("predict", f"{total['rows']:,} rows in {console.seconds(time.monotonic() - began)} -> {total['out']}")
     if total["errors"]:
         console.warn("predict", f"{total['errors']:,} rows could not be classified; their 'error' column says why")

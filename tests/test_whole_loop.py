@@ -202,7 +202,9 @@ def test_the_global_batch_gives_the_same_training_on_one_worker(done: stages.Job
     )
 
 
-def test_predict_keeps_every_row(done: stages.Job, config: Config, tmp_path: Path) -> None:
+def test_predict_keeps_every_row(
+    done: stages.Job, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = tmp_path / "new.csv"
     texts = ['"goal match player team cup score win league"', '""', "软件 芯片 数据 手机 网络 电脑 科学 卫星"]
     texts.append('"bank shares, profit market price trade oil fund"')
@@ -213,8 +215,12 @@ def test_predict_keeps_every_row(done: stages.Job, config: Config, tmp_path: Pat
     assert [r["label"] for r in table] == ["sport", None, "科技", "money"]
     assert [r["error"] for r in table] == [None, "missing text", None, None]
     assert json.loads((out / "_SUCCESS.json").read_text())["rows"] == 4
+    stages.predict(config, (str(rows),), str(done.run), str(out), None)
+    assert "unchanged" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(UserError, match="not an empty folder"):
-        stages.predict(config, (str(rows),), str(done.run), str(out), None)
+        stages.predict(config, (str(rows),), str(done.run), str(tmp_path / "other"), None)
 
 
 def test_search_seeds_with_the_default_and_keeps_a_checkpoint(

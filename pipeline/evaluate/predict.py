@@ -1,9 +1,8 @@
-"""Batch inference laid out on Ray Data: over prepared rows (``evaluate``) and over files of any kind (``predict``)."""
+"""The model laid out on Ray Data for batch inference, and what ``evaluate`` does with it: prepared rows."""
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import cluster, console
-from pipeline.config import Config
 from pipeline.data.prepared import Prepared
-from pipeline.data.read import content, find, read
-from pipeline.data.shards import write_parquet
 from pipeline.errors import UserError
 from pipeline.evaluate.classifier import Classifier
 from pipeline.storage import Place
-from pipeline.train import checkpoint
 
 SLICE_ROWS = 1024
 BATCH_TOKENS = 2048
 CORES_PER_REPLICA = 4  # more threads than this gain little on batches of BATCH_TOKENS
-BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ def pool(have: cluster.Resources) -> Pool:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: str, count: int) -> Classifier:
+def loaded(folder: str, count: int) -> Classifier:
     """The classifier of this worker process: tasks that Ray gives to the same process load it once."""
     import torch
 
@@ -73,7 +67,7 @@ class _OnGpu:
         return self._function(table)
 
 
-def _mapped(dataset: Any, function: Callable[[pa.Table], Any], batch_size: int | None, have: cluster.Resources) -> Any:
+def mapped(dataset: Any, function: Callable[[pa.Table], Any], batch_size: int | None, have: cluster.Resources) -> Any:
     """Lay a function that uses the model out over a data set: plain tasks on CPUs, actors on GPUs."""
     lay = pool(have)
     options = {"batch_format": "pyarrow", "batch_size": batch_size, "concurrency": lay.replicas, "num_cpus": lay.cpus}
@@ -100,7 +94,7 @@ def predict_split(
     where, count = str(folder), pool(have).threads
 
     def score(batch: pa.Table) -> Iterator[pa.Table]:
-        classifier = _loaded(where, count)
+        classifier = loaded(where, count)
         for item in batch["item"].to_pylist():
             uri, start = item.rsplit("|", 1)
             with Place.of(uri).open_random() as f:
@@ -111,7 +105,7 @@ def predict_split(
             yield pa.table({"id": table["id"], "label": table["label"], "probabilities": scores})
 
     data = cluster.data().from_items(items, override_num_blocks=len(items))
-    scored = _mapped(data, score, 1, have)
+    scored = mapped(data, score, 1, have)
     tables = []
     done = 0
     with console.bar("evaluate", f"{split} rows", prepared.rows(split)) as progress:
@@ -127,94 +121,3 @@ def predict_split(
     table = table.take(pa.array([at[name] for name in order]))
     scores = np.array(table["probabilities"].to_pylist(), np.float64)
     return order, table["label"].to_numpy().astype(np.int64), scores
-
-
-def classify_block(classifier: Classifier, block: pa.Table, names: list[str]) -> tuple[pa.Table, int]:
-    """Classify a block of raw rows.
-
-    Args:
-        classifier: the model.
-        block: columns ``source`` and those of ``parsers.CHUNK``.
-        names: of the sources, for row ids.
-
-    Returns:
-        One row per row read (``id, text, label, score, truncated, error``), and how many have an error.
-    """
-    rows = block.to_pylist()
-    readable = [i for i, r in enumerate(rows) if r["error"] is None and (r["text"] or "").strip()]
-    encoded = classifier.encode([rows[i]["text"] for i in readable])
-    scores = classifier.probabilities(classifier.all_logits(encoded.ids, BATCH_TOKENS))
-    best = scores.argmax(-1) if len(scores) else np.empty(0, np.int64)
-    label: list[str | None] = [None] * len(rows)
-    score: list[float | None] = [None] * len(rows)
-    truncated: list[bool | None] = [None] * len(rows)
-    for n, i in enumerate(readable):
-        label[i] = classifier.labels[int(best[n])]
-        score[i] = float(scores[n, best[n]])
-        truncated[i] = encoded.truncated[n]
-    error = [None if label[i] is not None else row["error"] or "missing text" for i, row in enumerate(rows)]
-    columns = {
-        "id": pa.array([f"{names[r['source']]}:{r['row']}" for r in rows], pa.string()),
-        "text": pa.array([r["text"] for r in rows], pa.string()),
-        "label": pa.array(label, pa.string()),
-        "score": pa.array(score, pa.float64()),
-        "truncated": pa.array(truncated, pa.bool_()),
-        "error": pa.array(error, pa.string()),
-    }
-    return pa.table(columns), len(rows) - len(readable)
-
-
-def predict_files(
-    patterns: tuple[str, ...], where: Place, out: Place, config: Config, address: str | None
-) -> dict[str, Any]:
-    """Classify every row of files; the label column is not needed.
-
-    Args:
-        patterns: files, globs or URIs.
-        where: the checkpoint.
-        out: an empty or new folder; ``_SUCCESS.json`` in it is written last.
-        config: ``data.text``, ``data.format``, ``data.columns`` and ``data.encoding`` are used.
-        address: the Ray cluster.
-
-    Returns:
-        ``{"rows", "errors", "out"}``: an unreadable or empty row stays in the output with its error.
-
-    Raises:
-        UserError: an input or the output folder will not do.
-    """
-    card = checkpoint.read_card(where)
-    text = config.data.text if config.data.text != ("text",) else tuple(card["text"])
-    # There is no label to read: the first text column stands in for it, and is ignored.
-    data = config.data.model_copy(update={"text": text, "label": text[0], "fill_from": ""})
-    sources = find([(pattern, "test") for pattern in patterns], data)
-    if out.exists() and (out.is_file() or out.files()):
-        raise UserError(f"--out {out} is not an empty folder: name a new one")
-    have = cluster.connect(address)
-
-    def read_file(batch: pa.Table) -> Iterator[pa.Table]:
-        for i in batch["item"].to_pylist():
-            for chunk in read(sources[i], data):
-                yield chunk.add_column(0, "source", pa.array([i] * chunk.num_rows, pa.int32()))
-
-    folder, count, written_names = str(where), pool(have).threads, [s.name for s in sources]
-
-    def classify_and_write(block: pa.Table) -> pa.Table:
-        table, errors = classify_block(_loaded(folder, count), block, written_names)
-        first = block.slice(0, 1).to_pylist()[0]
-        write_parquet(table, out / f"part-{first['source']:05d}-{first['row']:012d}.parquet")
-        return pa.table({"rows": [table.num_rows], "errors": [errors]})
-
-    ray_data = cluster.data()
-    out.mkdir()
-    inputs = ray_data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
-    inputs.context.target_max_block_size = BLOCK_BYTES
-    rows = inputs.map_batches(read_file, batch_format="pyarrow", batch_size=1, num_cpus=0.25)
-    written = _mapped(rows, classify_and_write, None, have)
-    total = {"rows": 0, "errors": 0}
-    with console.bar("predict", "rows") as progress:
-        for row in written.iter_rows():
-            total = {k: v + row[k] for k, v in total.items()}
-            progress.update(total["rows"])
-    facts = {**total, "checkpoint": str(where), "inputs": {s.name: content(s) for s in sources}}
-    (out / "_SUCCESS.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
-    return {**total, "out": str(out)}
