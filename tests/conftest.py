@@ -72,3 +72,11 @@ def ray_session(haproxy_script: Path) -> Iterator[None]:
     ray.shutdown()
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer's checkpoint with random weights, see ``small_bert``."""
+    import small_bert
+
+    return small_bert.write(tmp_path_factory.mktemp("bert"))

@@ -52,7 +52,8 @@ def initial(
     """
     _quiet()
     torch.manual_seed(config.seed)
-    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    names["problem_type"] = "single_label_classification"
     model = config.model
     if source.folder is None:
         return LstmForSequenceClassification(

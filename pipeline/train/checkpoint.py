@@ -43,8 +43,16 @@ def save_model(model: nn.Module, tokenizer: Path, card: dict[str, Any], folder: 
     model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
     for file in tokenizer.iterdir():
         shutil.copy(file, folder / file.name)
+    _limit_tokens(folder / "tokenizer_config.json", int(card["max_tokens"]))
     full = {"format": FORMAT, **card, "versions": versions()}
     (folder / CARD).write_text(json.dumps(full, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _limit_tokens(file: Path, max_tokens: int) -> None:
+    """Say in the tokenizer's configuration where texts are cut, for all who ask transformers to truncate."""
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content["model_max_length"] = max_tokens
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], folder: Path) -> None:

@@ -1,10 +1,8 @@
-"""A checkpoint small enough to be made anew by every session: a random BERT with a tokenizer of its own."""
+"""A checkpoint small enough to be made anew in each session: a random BERT with a tokenizer of its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import pytest
 
 LABELS = ["money", "sport", "科技"]
 WORDS = {
@@ -14,9 +12,8 @@ WORDS = {
 }
 
 
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights, written as training writes its own."""
+def write(folder: Path) -> Path:
+    """Write a checkpoint with random weights as training writes its own."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -27,7 +24,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.model.source import ModelSource
     from pipeline.train import checkpoint
 
-    folder = tmp_path_factory.mktemp("bert")
     texts = [" ".join(words) for words in WORDS.values()]
     size = train_wordpiece(texts * 2, 300, folder / "tokenizer")["vocab_size"]
     torch.manual_seed(5)
