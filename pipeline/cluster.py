@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import raylet
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed
 
@@ -106,6 +107,8 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
                 f"--address {address}: cannot connect to a Ray cluster there: {first}. "
                 "Start one with 'ray start --head', or leave --address and RAY_ADDRESS away for a local one"
             ) from e
+        if address == "local":
+            raylet.watch()
     return resources()
 
 
@@ -139,7 +142,8 @@ def data() -> Any:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # only after the import, which configures it
+    # Only after the import, which configures it. Its errors are raised, too: no need of their tracebacks on the screen.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     return ray.data
 
 
@@ -230,20 +234,66 @@ def pinned() -> Iterator[None]:
             os.environ["RAY_ADDRESS"] = before
 
 
-def our_error(error: BaseException) -> UserError | WorkFailed | None:
-    """The UserError or WorkFailed inside what Ray raised for a task, actor or training worker, if there is one."""
+# What it means when one of Ray's own errors reaches the driver: whatever Ray retries has been retried by then. The
+# first that is found counts. A dead actor is not here: Ray Train's are told of with their checkpoints.
+_OUT_OF_MEMORY = "OutOfMemoryError"
+_RAY_BROKE = {
+    _OUT_OF_MEMORY: "memory ran out, and Ray ended a worker process",
+    "OutOfDiskError": "the disk that Ray keeps its objects on is full",
+    "ObjectStoreFullError": "the memory that Ray keeps its objects in is full",
+    "LocalRayletDiedError": raylet.DIED,
+    "NodeDiedError": "a node of the Ray cluster died or cannot be reached",
+    "OwnerDiedError": "the process that owned data on its way between two steps died",
+    "ObjectLostError": "data on its way between two steps was lost with the node that held it",
+    "WorkerCrashedError": "a worker process of Ray died, and so did those that tried again",
+    "RpcError": "a process of Ray does not answer",
+    "RaySystemError": "Ray itself failed",
+}
+
+
+def our_error(
+    error: BaseException,
+    memory_keys: str = "",
+    way_out: str = raylet.GO_ON,
+) -> UserError | WorkFailed | None:
+    """The UserError or WorkFailed inside what Ray raised for a task, actor or training worker, if there is one.
+
+    Where there is none, but Ray itself broke, a WorkFailed that says what died.
+
+    Args:
+        error: what was caught.
+        memory_keys: what to lower in the configuration where memory ran out.
+        way_out: the last words where Ray broke.
+    """
     seen: set[int] = set()
     queue: list[BaseException] = [error]
+    broke: dict[str, BaseException] = {}
     while queue:
         e = queue.pop()
+        inside = getattr(e, "cause", None)
+        if isinstance(inside, BaseException) and isinstance(e, type(inside)):
+            e = inside  # what Ray mixed a class of its own into prints a remote traceback
         if id(e) in seen:
             continue
         seen.add(id(e))
         if isinstance(e, (UserError, WorkFailed)):
-            # Ray's mixed-in class prints a remote traceback: rebuild the plain one.
-            plain = e.args[0] if e.args and isinstance(e.args[0], str) and not hasattr(e, "traceback_str") else None
-            return UserError(plain) if plain and isinstance(e, UserError) else (WorkFailed(plain) if plain else e)
+            return UserError(str(e)) if isinstance(e, UserError) else WorkFailed(str(e))
+        for kind in type(e).__mro__:
+            if kind.__module__ == "ray.exceptions" and kind.__name__ in _RAY_BROKE:  # by name: Ray may not be loaded
+                broke.setdefault(kind.__name__, e)
         inner = [e.__cause__, e.__context__, getattr(e, "cause", None)]
         inner += list((getattr(e, "worker_failures", None) or {}).values())
         queue += [i for i in inner if isinstance(i, BaseException)]
+    for name, what in _RAY_BROKE.items():
+        if name in broke and isinstance(error, Exception):  # Ctrl-C stays Ctrl-C
+            return WorkFailed(f"{what}{_more(name, broke[name], memory_keys)}. {way_out}")
     return None
+
+
+def _more(name: str, error: BaseException, memory_keys: str) -> str:
+    """What else can be said of an error of Ray's own."""
+    if name == _OUT_OF_MEMORY:
+        return ": free some" + (f", or lower {memory_keys}" if memory_keys else "")
+    if name in ("RpcError", "RaySystemError"):  # which can be anything: only its own words say what
+        return f" ({(str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip('.')})"
+    return ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from ray import exceptions as broken
 
-from pipeline.cluster import Layout, Resources, check_fits, pinned, train_layout
+from pipeline.cluster import Layout, Resources, check_fits, our_error, pinned, train_layout
 from pipeline.config import load
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.predict import pool
 from tune.search import at_once
 
@@ -58,10 +59,60 @@ def test_trials_at_once_node_by_node() -> None:
 
 def test_ray_train_still_hands_the_address_on(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A private set of Ray Train: without it, stopped trials keep their CPUs wherever another Ray is or was."""
-    import ray
+    from ray import get_runtime_context
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
     with pinned():
-        assert get_env_vars_to_propagate()["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address
+        assert get_env_vars_to_propagate()["RAY_ADDRESS"] == get_runtime_context().gcs_address
     assert os.environ["RAY_ADDRESS"] == "elsewhere:1"
+
+
+def in_a_task(cause: Exception) -> broken.RayTaskError:
+    """As Ray raises what a task raised."""
+    return broken.RayTaskError("do", "Traceback ...", cause, pid=1, ip="127.0.0.1").as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (broken.LocalRayletDiedError("x\ny"), "Ray's own process on this machine, the raylet, died. "),
+        (broken.NodeDiedError("node 1"), "a node of the Ray cluster died or cannot be reached. "),
+        (broken.OwnerDiedError("ab", None, ""), "the process that owned data on its way between two steps died. "),
+        (broken.ObjectReconstructionFailedError("ab"), "data on its way between two steps was lost "),
+        (broken.ObjectStoreFullError("x"), "the memory that Ray keeps its objects in is full. "),
+        (broken.OutOfDiskError("x"), "the disk that Ray keeps its objects on is full. "),
+        (broken.WorkerCrashedError(), "a worker process of Ray died, and so did those that tried again. "),
+        (broken.RaySystemError("Broken pipe.", "Traceback ..."), "Ray itself failed (System error: Broken pipe). "),
+        (broken.RpcError("no route\nto it", 14), "a process of Ray does not answer (no route). "),
+    ],
+)
+def test_ray_that_breaks_stops_the_work_in_one_sentence(error: Exception, said: str) -> None:
+    nested = RuntimeError("the dataset stopped")
+    nested.__cause__ = in_a_task(error)
+    for caught in (error, in_a_task(error), nested):
+        ours = our_error(caught)
+        assert isinstance(ours, WorkFailed)
+        assert str(ours).startswith(said)
+        assert str(ours).endswith(". What is finished is kept: run the same command to go on")
+        assert "\n" not in str(ours)
+
+
+def test_memory_that_runs_out_counts_before_what_it_drags_along() -> None:
+    error = broken.LocalRayletDiedError()
+    error.__context__ = broken.OutOfMemoryError("Task was killed\ndue to the node running low on memory.")
+    said = str(our_error(error, "data.shard_mb", "The end"))
+    assert said == "memory ran out, and Ray ended a worker process: free some, or lower data.shard_mb. The end"
+
+
+def test_our_own_errors_count_before_those_of_ray_and_bugs_stay_bugs() -> None:
+    error = broken.NodeDiedError("node 1")
+    error.__cause__ = in_a_task(UserError("no such file: x.csv"))
+    ours = our_error(error)
+    assert type(ours) is UserError
+    assert str(ours) == "no such file: x.csv"
+    for other in (in_a_task(KeyError("x")), broken.ActorDiedError(), broken.TaskCancelledError(), OSError("Ray")):
+        assert our_error(other) is None
+    interrupted = KeyboardInterrupt()
+    interrupted.__context__ = broken.NodeDiedError("node 1")
+    assert our_error(interrupted) is None, "Ctrl-C stays Ctrl-C"

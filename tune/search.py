@@ -159,7 +159,7 @@ def _search(
     except (UserError, WorkFailed):
         raise
     except Exception as e:
-        ours = cluster.our_error(e)
+        ours = cluster.our_error(e, "tune.concurrent", "The same command begins the search anew")
         if ours is not None:
             raise ours from None
         last = (str(e).strip().splitlines() or [type(e).__name__])[-1]

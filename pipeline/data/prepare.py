@@ -87,7 +87,7 @@ def prepare(config: Config, model: ModelSource, address: str | None = None) -> t
     try:
         Job(config, sources, model, place, work, choose(sources, config.data, address)).run()
     except BaseException as e:
-        ours = cluster.our_error(e)
+        ours = cluster.our_error(e, "data.shard_mb (it then begins anew)")
         if isinstance(ours, UserError):
             place.delete()
             work.delete()

@@ -218,7 +218,7 @@ def _fit(config: Config, prepared: Prepared, model: ModelSource, layout: cluster
         with cluster.pinned():
             return torch_trainer(config, layout, work, mark, settings, []).fit()
     except BaseException as e:
-        ours = cluster.our_error(e)
+        ours = cluster.our_error(e, "train.batch_tokens (it then begins anew)")
         if ours is not None:
             raise ours from None
         if not isinstance(e, Exception):
