@@ -98,8 +98,17 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     assert "did you mean 'train.epochs'?" in refused(broadsheet("train", "--set", "train.epoch=2", folder=tmp_path))
 
 
-def test_more_workers_than_cpus(tmp_path: Path, csv: str) -> None:
-    said = refused(broadsheet("train", "--data", csv, "--model", "lstm", "--workers", "999", folder=tmp_path))
+@pytest.fixture
+def running(ray_session: None) -> str:
+    """The address of the suite's own Ray, for commands that need one but not one of their own."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+def test_more_workers_than_cpus(tmp_path: Path, csv: str, running: str) -> None:
+    flags = ["--data", csv, "--model", "lstm", "--workers", "999"]
+    said = refused(broadsheet("train", *flags, folder=tmp_path, RAY_ADDRESS=running))
     assert "999 workers x 1 CPU = 999 CPUs" in said
 
 
@@ -128,9 +137,10 @@ def test_no_cluster_at_the_address(tmp_path: Path) -> None:
     assert "FAIL" in done.stdout
 
 
-def test_doctor_says_what_fits(tmp_path: Path, csv: str) -> None:
+def test_doctor_says_what_fits(tmp_path: Path, csv: str, running: str) -> None:
     done = broadsheet("doctor", "--data", csv, "--model", "lstm", "--workers", "1", folder=tmp_path)
     assert "1 worker x 1 CPU = 1 CPUs of" in done.stdout
-    too_many = broadsheet("doctor", "--data", csv, "--model", "lstm", "--workers", "999", folder=tmp_path)
+    flags = ["--data", csv, "--model", "lstm", "--workers", "999"]
+    too_many = broadsheet("doctor", *flags, folder=tmp_path, RAY_ADDRESS=running)
     assert too_many.returncode == 1
     assert "999 workers" in too_many.stdout

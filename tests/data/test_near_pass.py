@@ -51,8 +51,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {split: write_csv(folder / f"{split}.csv", rows) for split, rows in parts.items()}
 
 
-def test_each_falls_for_the_best_like_it(files: dict[str, str], tmp_path: Path) -> None:
-    done = prepared(tmp_path, files)
+@pytest.fixture(scope="module")
+def done(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepared(tmp_path_factory.mktemp("done"), files)
+
+
+def test_each_falls_for_the_best_like_it(done: Prepared) -> None:
     found = {r["id"]: (r["kept_id"], r["kept_split"], r["reason"]) for r in listed(done)}
     # The originals in lines 2 to 11: those like a test or validation row fall for it, whatever stands first.
     assert found == {
@@ -84,12 +88,17 @@ def test_leaks_only_and_keep(files: dict[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("megabytes", [0, 64], ids=["on Ray", "in process"])
 def test_the_same_however_it_is_laid_out(
-    megabytes: int, files: dict[str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    megabytes: int,
+    files: dict[str, str],
+    done: Prepared,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(near_pass.near, "BLOCK_TEXTS", 37)
-    done = prepared(tmp_path / str(megabytes), files, f"data.in_process_mb={megabytes}")
-    assert sorted(r["id"] for r in listed(done)) == sorted(r["id"] for r in listed(prepared(tmp_path / "b", files)))
+    again = prepared(tmp_path, files, f"data.in_process_mb={megabytes}")
+    assert listed(again) == listed(done)
 
 
 def test_a_template_repeated_a_thousand_times(tmp_path: Path) -> None:
@@ -153,10 +162,11 @@ def test_many_copies_leave_no_leak_behind_whatever_is_drawn(tmp_path: Path) -> N
         assert dedup.NEAR_LEAK not in done.ledger["duplicates_by_reason"], "a draw of ours makes no leak"
 
 
-def test_few_pairs_at_a_time(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = listed(prepared(tmp_path / "whole", files))
+def test_few_pairs_at_a_time(
+    files: dict[str, str], done: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(near_pass, "GRAMS_AT_ONCE", 50)
-    assert listed(prepared(tmp_path / "bit by bit", files)) == whole
+    assert listed(prepared(tmp_path, files)) == listed(done)
 
 
 def test_codes_fill_all_buckets() -> None:

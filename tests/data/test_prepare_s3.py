@@ -38,19 +38,19 @@ def everything(done: Prepared) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with csv, JSON lines and Parquet files, about 2 MB, and some rows that cannot be read."""
+    """A folder with csv, JSON lines and Parquet files, about 1 MB, and some rows that cannot be read."""
     generator = random.Random(3)
     words = [f"{generator.getrandbits(24):x}" for _ in range(1_500)]
-    rows = [(" ".join(generator.choices(words, k=30)), "abc"[i % 3]) for i in range(9_000)]
+    rows = [(" ".join(generator.choices(words, k=30)), "abc"[i % 3]) for i in range(4_500)]
     folder = tmp_path_factory.mktemp("raw")
     (folder / "deep").mkdir()
-    lines = "".join(f"{text},{label}\n" for text, label in rows[:3_000])
+    lines = "".join(f"{text},{label}\n" for text, label in rows[:1_500])
     (folder / "1 first.csv").write_bytes(b"text,label\n" + lines.encode() + b"\xff,a\nlonely\n")
     with gzip.GzipFile(folder / "2.jsonl.gz", "wb", mtime=0) as f:
-        for text, label in rows[3_000:6_000]:
+        for text, label in rows[1_500:3_000]:
             f.write(json.dumps({"text": text, "label": label}).encode() + b"\n")
-    columns = {"text": [t for t, _ in rows[6_000:]], "label": [label for _, label in rows[6_000:]]}
-    pq.write_table(pa.table(columns), folder / "deep" / "3.parquet", row_group_size=1_000)
+    columns = {"text": [t for t, _ in rows[3_000:]], "label": [label for _, label in rows[3_000:]]}
+    pq.write_table(pa.table(columns), folder / "deep" / "3.parquet", row_group_size=500)
     return folder
 
 
