@@ -97,6 +97,10 @@ class TrainConfig(Section):
         ge=8,
         description="Validation rows (a fixed, stratified sample) used while training; null: all.",
     )
+    track: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
+        (),
+        description="Where the curves go besides metrics.jsonl: 'tensorboard', 'mlflow' (extra broadsheet[mlflow]).",
+    )
     max_failures: int = Field(3, ge=0, description="Worker crashes survived by resuming from the last checkpoint.")
 
 

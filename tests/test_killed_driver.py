@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,8 @@ def test_a_killed_command_resumes_with_the_same_command(tmp_path: Path, ray_sess
     )
     assert done.returncode == 0, done.stderr
     assert "resuming an unfinished training from step" in done.stdout, done.stdout
+    steps = [json.loads(line)["step"] for line in (tmp_path / "runs/rough/metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == len(set(steps)) == 6
     config = load(None, SETS, {"storage": f"{tmp_path}/runs", "name": "calm", "data.train": (f"{tmp_path}/rows.csv",)})
     stages.train(config, full=True, address=None)
     assert weights(tmp_path, "rough") == weights(tmp_path, "calm")

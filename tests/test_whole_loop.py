@@ -50,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             "data.text=title", "data.label=topic", "model.name=lstm", "model.vocab_size=600", "model.embedding_dim=16",
             "model.hidden=[16]", "train.epochs=6", "train.batch_tokens=512", "train.evaluations=2", "train.workers=2",
             "tune.trials=3", "tune.max_rows=200", "tune.epochs=3", "tune.evaluations=2", "data.shard_mb=1",
-            "data.in_process_mb=0",
+            "data.in_process_mb=0", "train.track=[tensorboard,mlflow]",
             "tune.learning_rate=[1e-3,2e-2]", "tune.batch_tokens=[256,512]",
         ],
         {"storage": str(folder / "runs"), "name": "loop", "data.train": (str(folder / "news.csv"),)},
@@ -93,6 +93,19 @@ def test_training_learns_and_evaluation_writes_its_files(done: stages.Job) -> No
     assert "科技" in page
     assert (done.run / "config.yaml").exists()
     assert not (done.run / "train").exists()  # the state for resuming goes when training is over
+
+
+def test_the_curves_are_kept_where_asked(done: stages.Job) -> None:
+    from mlflow.tracking import MlflowClient
+
+    history = checkpoint.read_card(done.run / "checkpoint")["training"]["history"]
+    lines = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
+    assert [{k: line[k] for k in history[0]} for line in lines] == history
+    assert [int(f.name.split(".")[3]) for f in (done.run / "tensorboard").files()] == [h["step"] for h in history]
+    client = MlflowClient(tracking_uri=f"file://{done.run / 'mlflow'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("broadsheet").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["validation_macro_f1"] == pytest.approx(history[-1]["validation_macro_f1"])
 
 
 def test_a_checkpoint_is_a_hugging_face_folder(done: stages.Job) -> None:

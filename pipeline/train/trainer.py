@@ -49,7 +49,7 @@ def fingerprint(config: Config, prepared: Prepared, model: ModelSource) -> str:
     """What the trained weights depend on, the number of workers left out: the global batches are the same."""
     train = config.train.model_dump(
         mode="json",
-        exclude={"workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "keep_checkpoints"},
+        exclude={"workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "keep_checkpoints", "track"},
     )
     parts = (
         train,
@@ -86,10 +86,14 @@ def train(
     done = _finished(final, mark)
     if done:
         return done
+    from pipeline.train import track
+
     layout = cluster.train_layout(config, cluster.connect(address))
     work = run / "train"
+    tracking = track.begin(config, run, mark, resumed=(work / mark).exists())
     write_initial(config, prepared, model, work / f"initial-{mark}")
-    result = _fit(config, prepared, model, layout, work, mark)
+    result = _fit(config, prepared, model, layout, work, mark, tracking)
+    tracking.end()
     best = max(result.best_checkpoints, key=lambda pair: (pair[1]["validation_macro_f1"], -pair[1]["step"]))[0]
     with result.checkpoint.as_directory() as last:
         progress = json.loads((Path(last) / checkpoint.STATE[1]).read_text(encoding="utf-8"))
@@ -207,7 +211,15 @@ def torch_trainer(
     )
 
 
-def _fit(config: Config, prepared: Prepared, model: ModelSource, layout: cluster.Layout, work: Place, mark: str) -> Any:
+def _fit(
+    config: Config,
+    prepared: Prepared,
+    model: ModelSource,
+    layout: cluster.Layout,
+    work: Place,
+    mark: str,
+    tracking: Any,
+) -> Any:
     from ray.util.queue import Queue
 
     queue: Any = Queue(actor_options={"num_cpus": 0})
@@ -216,7 +228,7 @@ def _fit(config: Config, prepared: Prepared, model: ModelSource, layout: cluster
     settings = job(config, prepared, model, layout, work / f"initial-{mark}", queue)
     try:
         with cluster.pinned():
-            return torch_trainer(config, layout, work, mark, settings, []).fit()
+            return torch_trainer(config, layout, work, mark, settings, [tracking]).fit()
     except BaseException as e:
         ours = cluster.our_error(e, "train.batch_tokens (it then begins anew)")
         if ours is not None:
