@@ -69,6 +69,21 @@ class TextTokenizer:
         # A text of exactly max_tokens has no overflow; the fast path keeps overflowing pieces.
         return ids, [bool(e.overflowing) for e in encodings]
 
+    def words(self, text: str) -> list[tuple[int, int]]:
+        """Where the words of a text begin and end, as the tokenizer sees them; those behind the cut are left out."""
+        encoding = self._tokenizer.encode(text)
+        spans: dict[int, tuple[int, int]] = {}
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            if word is not None:
+                first, last = spans.get(word, (start, end))
+                spans[word] = (min(first, start), max(last, end))
+        found = []
+        for start, end in spans.values():  # byte-level tokenizers count the space before a word as part of it
+            inside = text[start:end]
+            if inside.strip():
+                found.append((start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())))
+        return sorted(found)
+
     def encode_arrow(self, texts: pa.Array) -> tuple[pa.ListArray, npt.NDArray[np.bool_]]:
         """What ``encode`` returns, for many texts: by the distinct word where the tokenizer allows it.
 

@@ -89,6 +89,10 @@ class Classifier:
         ids, truncated = self._tokenizer.encode(cleaned)
         return Encoded(ids, [a or b for a, b in zip(cut, truncated, strict=True)], cleaned)
 
+    def words(self, cleaned: str) -> list[tuple[int, int]]:
+        """Where each word of a cleaned text begins and ends, as far as the network reads it."""
+        return self._tokenizer.words(cleaned)
+
     def logits(self, ids: Sequence[Ids]) -> npt.NDArray[np.float32]:
         """One padded forward pass, [rows, labels]."""
         offsets = np.zeros(len(ids) + 1, np.int64)

@@ -16,7 +16,7 @@ from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data.prepared import Head, Prepared
 from pipeline.errors import UserError
-from pipeline.evaluate import calibration, data_report, energy, intervals, metrics, report, slices, suspects
+from pipeline.evaluate import calibration, data_report, energy, explain, intervals, metrics, report, slices, suspects
 from pipeline.evaluate import card as model_card
 from pipeline.evaluate.predict import predict_split
 from pipeline.evaluate.predictions import Predictions
@@ -132,6 +132,7 @@ def evaluate(
             "data_line": extra.get("data_line"),
             "mistakes": mistakes(prepared, split, held_out.ids, held_out.labels, probabilities),
             "suspects": {"counted": counted, "rows": suspected[:SHOWN], "file": SUSPECTS},
+            "explained": explain.of_sample(where, prepared, split, held_out.ids, held_out.labels, probabilities),
             "stages": stages,
             "config": yaml.safe_dump(card["config"], sort_keys=False, allow_unicode=True),
             "environment": {**card["versions"], "seed": seed},
