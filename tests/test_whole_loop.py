@@ -155,22 +155,22 @@ def test_evaluation_leaves_what_people_and_other_runs_need(
     assert json.loads((tmp_path / "comparison.json").read_text())["p"] == 1.0
 
 
-def test_a_second_fit_gives_the_same_temperature(
+def test_a_second_evaluation_sees_the_same_logits(
     done: stages.Job, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers that have the checkpoint loaded must see the temperature of the first one."""
-    monkeypatch.setattr(calibration, "MIN_ROWS", 10)
-    monkeypatch.setattr(calibration, "MIN_WRONG", 0)
+    """Workers that have the checkpoint loaded must see the temperature that the first one left in it."""
+    monkeypatch.setattr(calibration, "chosen_temperature", lambda *_: (2.0, "for the test"))
     shutil.copytree(str(done.checkpoint), tmp_path / "checkpoint")
     where = Place.of(tmp_path / "checkpoint")
-    temperatures = []
+    seen = []
     for out in ("first", "second"):
         evaluated = evaluation.evaluate(where, prepared, Place.of(tmp_path / out))
         assert not evaluated.reused
-        temperatures.append(checkpoint.read_card(where)["temperature"])
-        assert evaluated.metrics["calibration"]["temperature"] == temperatures[-1]
-    assert temperatures[0] == pytest.approx(temperatures[1], abs=2e-4)
-    assert temperatures[0] != 1.0
+        assert checkpoint.read_card(where)["temperature"] == 2.0
+        seen.append(evaluated.metrics["calibration"])
+    for at in ("before", "after"):
+        assert seen[0][at]["log_loss"] == pytest.approx(seen[1][at]["log_loss"], abs=1e-5)
+    assert seen[0]["before"]["log_loss"] != pytest.approx(seen[0]["after"]["log_loss"], abs=1e-3)
 
 
 def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:

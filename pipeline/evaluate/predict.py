@@ -16,7 +16,8 @@ from pipeline import cluster, console
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.evaluate.classifier import Classifier
-from pipeline.storage import Place
+from pipeline.storage import Place, identity
+from pipeline.train import checkpoint
 
 SLICE_ROWS = 1024
 BATCH_TOKENS = 2048
@@ -49,12 +50,20 @@ def pool(have: cluster.Resources) -> Pool:
 
 
 @functools.lru_cache(maxsize=1)
-def loaded(folder: str, count: int) -> Classifier:
-    """The classifier of this worker process: tasks that Ray gives to the same process load it once."""
+def loaded(folder: str, count: int, version: str) -> Classifier:
+    """The classifier of this worker process: tasks that Ray gives to the same process load it once.
+
+    ``version`` is of the checkpoint: another training or another temperature in the same folder is loaded again.
+    """
     import torch
 
     torch.set_num_threads(count)
     return Classifier.load(folder)
+
+
+def version_of(folder: Place) -> str:
+    """What changes when a checkpoint does, its temperature included."""
+    return identity(str(folder / checkpoint.CARD))
 
 
 class _OnGpu:
@@ -91,10 +100,10 @@ def predict_split(
         with shard.open_random() as f:
             rows = pq.ParquetFile(f).metadata.num_rows
         items += [f"{shard}|{start}" for start in range(0, rows, SLICE_ROWS)]
-    where, count = str(folder), pool(have).threads
+    where, count, version = str(folder), pool(have).threads, version_of(folder)
 
     def score(batch: pa.Table) -> Iterator[pa.Table]:
-        classifier = loaded(where, count)
+        classifier = loaded(where, count, version)
         for item in batch["item"].to_pylist():
             uri, start = item.rsplit("|", 1)
             with Place.of(uri).open_random() as f:

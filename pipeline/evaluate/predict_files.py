@@ -23,7 +23,7 @@ from pipeline.data.shards import write_parquet
 from pipeline.errors import WorkFailed
 from pipeline.evaluate import pieces
 from pipeline.evaluate.classifier import Classifier
-from pipeline.evaluate.predict import BATCH_TOKENS, loaded, mapped, pool
+from pipeline.evaluate.predict import BATCH_TOKENS, loaded, mapped, pool, version_of
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 
@@ -118,14 +118,14 @@ def _laid_out(
                 yield from classify_piece(piece, lambda: classifier, names, out).to_pylist()
         return
     have = cluster.connect(address)
-    count = pool(have).threads
+    count, version = pool(have).threads, version_of(Place.of(folder))
 
     def read_file(batch: pa.Table) -> Iterator[pa.Table]:
         for i in batch["item"].to_pylist():
             yield from read_pieces(i, sources[i], data, out, limit, done)
 
     def classify_and_write(piece: pa.Table) -> pa.Table:
-        return classify_piece(piece, lambda: loaded(folder, count), names, out)
+        return classify_piece(piece, lambda: loaded(folder, count, version), names, out)
 
     items = cluster.data().from_items(list(range(len(sources))), override_num_blocks=len(sources))
     items.context.target_max_block_size = 1  # each piece is handed on the moment it is read
