@@ -21,17 +21,23 @@ def model_card(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mapp
 
     Args:
         card: the checkpoint's ``broadsheet.json``.
-        figures: of ``metrics.json``: ``test``, ``split``, ``dataset``, ``intervals``, ``calibration``, ``rows``.
+        figures: of ``metrics.json``: ``test``, ``split``, ``intervals``, ``calibration``, ``rows``.
         ledger: of the prepared data.
     """
     matter = _front_matter(card, figures)
     return "---\n" + matter + "---\n\n" + "\n\n".join(_sections(card, figures, ledger)) + "\n"
 
 
+def data_name(card: Mapping[str, Any]) -> str:
+    """What to call the data: the named data set or, for files, the run."""
+    config = card["config"]
+    return str(config["name"] if config["data"]["dataset"] == "files" else config["data"]["dataset"])
+
+
 def _front_matter(card: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    name, dataset, test = card["config"]["model"]["name"], figures["dataset"], figures["test"]
+    name, dataset, test = card["config"]["model"]["name"], data_name(card), figures["test"]
     about = {
         "task_type": "text-classification",
         "dataset_type": HUB_DATASETS.get(dataset, dataset),
@@ -62,7 +68,7 @@ def _front_matter(card: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
 
 def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[str]:
     config, test, labels = card["config"], figures["test"], card["labels"]
-    dataset, name, text = figures["dataset"], config["model"]["name"], ", ".join(card["text"])
+    dataset, name, text = data_name(card), config["model"]["name"], ", ".join(card["text"])
     shown = ", ".join(f"`{label}`" for label in labels[:LABELS_SHOWN])
     more = f" and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
     kept = ledger["kept"]

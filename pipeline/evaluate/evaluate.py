@@ -120,7 +120,7 @@ def evaluate(
     weak = slices.warning(parts)
     page = report.write_html(
         {
-            "title": f"{card['config']['data']['dataset']} · {card['config']['model']['name']}",
+            "title": f"{model_card.data_name(card)} · {card['config']['model']['name']}",
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "version": card["versions"]["broadsheet"],
             **{k: figures[k] for k in ("test", "validation", "split", "intervals", "calibration", "slices", "energy")},

@@ -17,14 +17,14 @@ TEST = metrics.summary(np.arange(6) % 3, np.full((6, 3), 0.1) + 0.7 * np.eye(3)[
 
 
 def made(model: str = "minilm", kind: str = "transformer", dataset: str = "ag_news", split: str = "test") -> str:
-    config = load(None, [f"model.name={model}"]).model_dump(mode="json")
+    config = load(None, [f"model.name={model}", f"data.dataset={dataset}", "name=mine"]).model_dump(mode="json")
     facts: dict[str, Any] = {
         "labels": NAMES, "kind": kind, "text": ["title"], "max_tokens": 128, "data_fingerprint": "ff00",
         "config": config, "versions": {"python": "3.11", "torch": "2.6"},
         "training": {"fingerprint": "x", "layout": "2 workers", "steps": 10, "seconds": 3.5, "history": [{"step": 1}]},
     }  # fmt: skip
     figures: dict[str, Any] = {
-        "test": TEST, "split": split, "dataset": dataset, "rows": {"trained_on": 750},
+        "test": TEST, "split": split, "rows": {"trained_on": 750},
         "intervals": intervals.of_confusion(TEST["confusion"], NAMES, 1),
         "calibration": {"temperature": 1.25, "how": "fitted on 500 validation rows"},
     }  # fmt: skip
@@ -59,6 +59,7 @@ def test_what_is_not_known_is_left_out(model: str, kind: str, base: str | None) 
     data = ModelCard(made(model, kind, "files")).data
     assert data.base_model == base
     assert data.datasets is None
+    assert (data.eval_results or [])[0].dataset_name == "mine"
 
 
 def test_the_text_says_what_a_reader_needs() -> None:
