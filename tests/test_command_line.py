@@ -64,6 +64,11 @@ def test_no_such_file(tmp_path: Path) -> None:
     assert "no such file: nowhere.csv" in refused(broadsheet("prepare", "--data", "nowhere.csv", folder=tmp_path))
 
 
+def test_nothing_to_compare(tmp_path: Path) -> None:
+    said = refused(broadsheet("evaluate", "--compare", "one", "other", folder=tmp_path))
+    assert "one has no predictions.parquet: make it with 'broadsheet evaluate one'" in said
+
+
 def test_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     assert "empty.csv is empty" in refused(

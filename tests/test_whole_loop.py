@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,17 @@ def test_a_second_evaluation_sees_the_same_logits(
     for at in ("before", "after"):
         assert seen[0][at]["log_loss"] == pytest.approx(seen[1][at]["log_loss"], abs=1e-5)
     assert seen[0]["before"]["log_loss"] != pytest.approx(seen[0]["after"]["log_loss"], abs=1e-3)
+
+
+def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Prepared, tmp_path: Path) -> None:
+    shutil.copytree(str(done.checkpoint), tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "README.md").unlink()
+    other = replace(prepared, manifest={**prepared.manifest, "fingerprint": "other"})
+    where, before = Place.of(tmp_path / "checkpoint"), (tmp_path / "checkpoint" / "broadsheet.json").read_text()
+    evaluated = evaluation.evaluate(where, other, Place.of(tmp_path / "out"))
+    assert evaluated.metrics["calibration"]["how"].startswith("as the checkpoint says")
+    assert (where / "broadsheet.json").read_text() == before
+    assert not (where / "README.md").exists()
 
 
 def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
