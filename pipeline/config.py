@@ -137,6 +137,16 @@ class TuneConfig(Section):
         return self
 
 
+class EvaluateConfig(Section):
+    """What evaluation does besides scoring."""
+
+    evidence_rows: int = Field(
+        4_000,
+        ge=0,
+        description="Training rows (a stratified sample) in the index that finds a text's nearest ones; 0: no index.",
+    )
+
+
 class ServeConfig(Section):
     """The HTTP endpoint."""
 
@@ -170,7 +180,7 @@ class ServeConfig(Section):
 
 
 class Config(Section):
-    """The whole configuration. Sections: data, model, train, tune, serve."""
+    """The whole configuration. Sections: data, model, train, tune, evaluate, serve."""
 
     name: str = Field(
         "default",
@@ -183,6 +193,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
     tune: TuneConfig = TuneConfig()  # type: ignore[call-arg]
+    evaluate: EvaluateConfig = EvaluateConfig()  # type: ignore[call-arg]
     serve: ServeConfig = ServeConfig()  # type: ignore[call-arg]
 
     @model_validator(mode="after")

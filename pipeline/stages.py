@@ -101,7 +101,7 @@ def evaluate(config: Config, where: str | None, prepared: str | None, out: str |
     card = checkpoint.read_card(found)
     data = Prepared.open(prepared or card["prepared"])
     target = Place.of(out) if out else Place(str(found).removesuffix("/checkpoint").removesuffix("/best"))
-    _show_evaluation(found, data, target, address, {})
+    _show_evaluation(found, data, target, address, {"evidence_rows": config.evaluate.evidence_rows})
     console.say("next", f"broadsheet serve {run}")
 
 
@@ -203,7 +203,7 @@ def _train(job: Job, address: str | None) -> None:
 def _evaluate(job: Job, address: str | None) -> None:
     assert job.prepared is not None
     assert job.checkpoint is not None
-    extra = {"data_line": job.data_line, "stages": job.seconds}
+    extra = {"data_line": job.data_line, "stages": job.seconds, "evidence_rows": job.config.evaluate.evidence_rows}
     job.seconds |= _show_evaluation(job.checkpoint, job.prepared, job.run, address, extra)
 
 

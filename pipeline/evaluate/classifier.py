@@ -44,6 +44,7 @@ class Classifier:
         labels: label names; the id is the index.
         max_tokens: longer texts are truncated.
         version: a short id of weights and labels.
+        temperature: what logits are divided by, the card's unless set.
         card: the content of ``broadsheet.json``.
     """
 
@@ -52,7 +53,7 @@ class Classifier:
         self.labels: list[str] = list(self.card["labels"])
         self.max_tokens = int(self.card["max_tokens"])
         self._pad_id = int(self.card["pad_id"])
-        self._temperature = float(self.card["temperature"])
+        self.temperature = float(self.card["temperature"])
         cleaning = self.card["cleaning"]
         if cleaning["version"] != clean.VERSION:
             raise UserError(
@@ -112,6 +113,39 @@ class Classifier:
             out[rows] = self._forward(flat, offsets, rows)
         return out
 
+    def with_states(
+        self, ids: Sequence[Ids], batch_tokens: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+        """What ``all_logits`` returns, and what the last linear layer was given for it.
+
+        Returns:
+            Logits [rows, labels] and states [rows, width], each of length 1: the text as the labels are read off it.
+            None where the network has no such layer.
+        """
+        linear = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear)]
+        heads = [m for m in linear if m.out_features == len(self.labels)]
+        if not heads or not ids:
+            return None
+        caught: list[torch.Tensor] = []
+        hook = heads[-1].register_forward_pre_hook(lambda _, given: caught.append(given[0].detach()))
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(i) for i in ids], out=offsets[1:])
+        lengths, flat = np.diff(offsets), np.concatenate(ids)
+        logits = np.empty((len(ids), len(self.labels)), np.float32)
+        states = np.empty((len(ids), heads[-1].in_features), np.float32)
+        order = np.argsort(-lengths, kind="stable")
+        try:
+            for rows in batches.cut(order, lengths[order], batch_tokens):
+                logits[rows] = self._forward(flat, offsets, rows)
+                state = caught.pop().float().cpu().numpy()
+                if state.ndim == 3:  # one per token: the head of a decoder
+                    mask = np.arange(state.shape[1]) < lengths[rows, None]
+                    state = (state * mask[..., None]).sum(1) / np.maximum(1, mask.sum(1, keepdims=True))
+                states[rows] = state / np.maximum(1e-12, np.linalg.norm(state, axis=1, keepdims=True))
+        finally:
+            hook.remove()
+        return logits, states
+
     def _forward(self, flat: Ids, offsets: batches.Rows, rows: batches.Rows) -> npt.NDArray[np.float32]:
         if len(rows) == 0:
             return np.empty((0, len(self.labels)), np.float32)
@@ -124,8 +158,8 @@ class Classifier:
         return logits.float().cpu().numpy()
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Softmax at the checkpoint's temperature, [rows, labels]; each row sums to 1."""
-        scaled = logits.astype(np.float64) / self._temperature
+        """Softmax at ``temperature``, [rows, labels]; each row sums to 1."""
+        scaled = logits.astype(np.float64) / self.temperature
         scaled -= scaled.max(axis=-1, keepdims=True)
         exponents = np.exp(scaled)
         return exponents / exponents.sum(axis=-1, keepdims=True)

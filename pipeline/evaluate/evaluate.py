@@ -16,14 +16,26 @@ from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data.prepared import Head, Prepared
 from pipeline.errors import UserError
-from pipeline.evaluate import calibration, data_report, energy, explain, intervals, metrics, report, slices, suspects
+from pipeline.evaluate import (
+    calibration,
+    data_report,
+    energy,
+    evidence,
+    explain,
+    intervals,
+    metrics,
+    report,
+    slices,
+    suspects,
+)
 from pipeline.evaluate import card as model_card
+from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.predict import predict_split
 from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 
-VERSION = 2  # raise it whenever the same checkpoint and data would give other files
+VERSION = 3  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
@@ -56,7 +68,7 @@ def evaluate(
         out: the folder that gets ``metrics.json``, ``predictions.parquet``, ``report/index.html`` and
             ``report/suspects.csv``. The checkpoint gets its temperature and its model card, if the data is its own.
         address: the Ray cluster.
-        extra: for the report: ``data_line``, ``stages``.
+        extra: for the report: ``data_line``, ``stages``; and ``evidence_rows`` of the configuration.
     """
     extra = extra or {}
     card = checkpoint.read_card(where)
@@ -65,7 +77,10 @@ def evaluate(
             f"{where} knows the labels {', '.join(card['labels'][:8])}; {prepared.place} has "
             f"{', '.join(prepared.labels[:8])}: evaluate with the data it was trained on"
         )
-    mark = {"training": card.get("training", {}).get("fingerprint"), "data": prepared.fingerprint, "version": VERSION}
+    config = Config.model_validate(card["config"])
+    evidence_rows = int(extra.get("evidence_rows", config.evaluate.evidence_rows))
+    mark = {"training": card.get("training", {}).get("fingerprint"), "data": prepared.fingerprint}
+    mark |= {"version": VERSION, "evidence_rows": evidence_rows}
     metrics_file, report_file, suspects_file = (
         out / "metrics.json",
         out / "report" / "index.html",
@@ -97,6 +112,11 @@ def evaluate(
     test = metrics.summary(held_out.labels, probabilities, prepared.labels)
     parts = slices.judge(probabilities.argmax(1) == held_out.labels, _parts(prepared, held_out))
     suspected, counted = _suspects(prepared, [s for s in (held_out, validation) if s], temperature, seed)
+    classifier = Classifier.load(str(where))
+    classifier.temperature = temperature
+    wrong = mistakes(prepared, split, held_out.ids, held_out.labels, probabilities)
+    near = evidence.examine(classifier, where, prepared, wrong, evidence_rows if ours else 0)
+    explained = explain.of_sample(classifier, prepared, split, held_out.ids, held_out.labels, probabilities)
     training = card.get("training", {})
     figures = {
         "test": test,
@@ -105,6 +125,7 @@ def evaluate(
         "calibration": calibration.report(held_out.labels, held_out.logits, 1.0, temperature, how),
         "slices": parts,
         "suspects": counted,
+        "evidence": near,
         "dataset": card["config"]["data"]["dataset"],
         "split": split,
         "rows": {**prepared.ledger["kept"], "trained_on": trained_rows(card, prepared)},
@@ -115,8 +136,7 @@ def evaluate(
     known_stages = {"train": float(training["seconds"])} if "seconds" in training else {}
     stages = known_stages | extra.get("stages", {}) | {"evaluate": time.monotonic() - began}
     figures["energy"] = energy.estimate(sum(stages.values()), cluster.connect(address))
-    limits = Config.model_validate(card["config"]).data
-    data_facts = data_report.facts(prepared, limits)
+    data_facts = data_report.facts(prepared, config.data)
     weak = slices.warning(parts)
     page = report.write_html(
         {
@@ -130,9 +150,10 @@ def evaluate(
             "warnings": ([weak] if weak else []) + data_facts["warnings"],
             "trained_on": figures["rows"]["trained_on"],
             "data_line": extra.get("data_line"),
-            "mistakes": mistakes(prepared, split, held_out.ids, held_out.labels, probabilities),
+            "mistakes": wrong,
+            "evidence": near,
             "suspects": {"counted": counted, "rows": suspected[:SHOWN], "file": SUSPECTS},
-            "explained": explain.of_sample(where, prepared, split, held_out.ids, held_out.labels, probabilities),
+            "explained": explained,
             "stages": stages,
             "config": yaml.safe_dump(card["config"], sort_keys=False, allow_unicode=True),
             "environment": {**card["versions"], "seed": seed},

@@ -16,7 +16,6 @@ import numpy as np
 
 from pipeline.data.prepared import Prepared
 from pipeline.evaluate.classifier import Classifier
-from pipeline.storage import Place
 from pipeline.train import batches
 
 MOST = 200  # units of a text that are left out in turn; a longer text is cut into groups of words
@@ -104,12 +103,17 @@ def pieces(explained: Explained) -> list[tuple[str, float | None]]:
 
 
 def of_sample(
-    where: Place, prepared: Prepared, split: str, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray
+    classifier: Classifier,
+    prepared: Prepared,
+    split: str,
+    ids: Sequence[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
 ) -> list[dict[str, Any]]:
     """Explanations of a few rows for the report: the most confident mistakes, then right ones of all classes.
 
     Args:
-        where: the checkpoint.
+        classifier: the model that scored them.
         prepared, split: the rows that were scored.
         ids, labels, probabilities: of all of them, as of ``predict.predict_split``.
 
@@ -125,7 +129,7 @@ def of_sample(
     if not rows:
         return []
     texts = [t[:SHOWN] for t in prepared.table(split, ["text"])["text"].take(rows).to_pylist()]
-    done = explain_all(Classifier.load(str(where)), texts)
+    done = explain_all(classifier, texts)
     return [
         {
             "id": ids[row],

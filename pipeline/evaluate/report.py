@@ -37,9 +37,10 @@ def write_html(report: Mapping[str, Any]) -> str:
             tokens, token_histogram), ``split`` (of ``test``), ``intervals`` (``intervals.of_confusion``),
             ``calibration`` (of the module), ``slices`` (``slices.judge``), ``suspects`` (counted, rows, file),
             ``energy`` (``energy.estimate``), ``words`` and ``tags`` (of ``data.words`` and ``data.tagger``),
-            ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth, predicted, confidence), ``explained``
-            (rows of ``explain.of_sample``), ``stages`` (name -> seconds), ``config`` (YAML text), ``environment``
-            (name -> version), ``checkpoint`` (path), ``serve_command``.
+            ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth, predicted, confidence, nearest),
+            ``evidence`` (of ``evidence.examine``), ``explained`` (rows of ``explain.of_sample``), ``stages`` (name ->
+            seconds), ``config`` (YAML text), ``environment`` (name -> version), ``checkpoint`` (path),
+            ``serve_command``.
 
     Returns:
         HTML that needs nothing outside itself; write it as UTF-8.
