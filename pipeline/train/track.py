@@ -69,10 +69,11 @@ class Tracking(UserCallback):
         known = self.entries()
         entry = {"training": self.training, "time": datetime.now(timezone.utc).isoformat(), **metrics[0]}
         entry["step"] = int(entry["step"])
-        if any(line["step"] >= entry["step"] for line in known):  # a resumed training comes past it once more
+        if any(line["step"] == entry["step"] for line in known):  # a resumed training comes past it once more
             return
+        lines = sorted([*known, entry], key=lambda line: line["step"])
         # The whole file anew: it is small, and appears at once on object stores, too.
-        self.file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*known, entry]))
+        self.file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         for store in self.stores:
             with contextlib.suppress(Exception):  # ``end`` makes up for it, and tells
                 store.log(entry)
