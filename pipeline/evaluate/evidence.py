@@ -1,13 +1,14 @@
 """The training rows that a text is most like in the eyes of the network: evidence for a prediction, or against it.
 
 Evaluation leaves an index of training rows with the checkpoint, ``evidence.parquet``: a sample with, of each row, the
-vector that the network's last linear layer reads the label off, scaled to length 1. Near means a large cosine. A vote
+vector that the network's last linear layer reads the label off, less the mean of all. Near means a large cosine. A vote
 of the nearest rows (k-NN) is tried beside the classifier on validation rows, and the result written down.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,16 +45,27 @@ class Evidence:
     Attributes:
         ids, texts: of the rows; texts are cut at ``SHOWN`` characters.
         labels: [rows] label ids.
-        states: [rows, width], each of length 1.
+        centre: [width] mean of the network's states over the rows: all texts share it, and it tells none apart.
+        states: [rows, width] states less the centre, each of length 1.
     """
 
     ids: list[str]
     texts: list[str]
     labels: Ints
+    centre: Floats
     states: Floats
 
     def nearest(self, states: Floats, count: int) -> tuple[Ints, Floats]:
-        """The ``count`` nearest rows of each state, nearest first, and their cosines: both [states, count]."""
+        """The ``count`` nearest rows of each of the network's states, nearest first, and their cosines.
+
+        Args:
+            states: [texts, width] of ``Classifier.with_states``.
+            count: how many are wanted; there may be fewer rows.
+
+        Returns:
+            Rows of the index and cosines around the centre, both [texts, count].
+        """
+        states = unit(states - self.centre)
         count = min(count, len(self.ids))
         found = np.empty((len(states), count), np.int64)
         near = np.empty((len(states), count), np.float32)
@@ -78,8 +90,10 @@ class Evidence:
             pa.array(self.ids, pa.string()), pa.array(self.labels, pa.int32()), pa.array(self.texts, pa.string()),
             pa.FixedSizeListArray.from_arrays(flat, self.states.shape[1]),
         ]  # fmt: skip
+        table = pa.table(columns, names=["id", "label", "text", "state"])
+        table = table.replace_schema_metadata({"centre": json.dumps(self.centre.tolist())})
         sink = io.BytesIO()
-        pq.write_table(pa.table(columns, names=["id", "label", "text", "state"]), sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd")
         (folder / FILE).write_bytes(sink.getvalue())
 
     @classmethod
@@ -98,9 +112,15 @@ class Evidence:
             flat = pc.list_flatten(table["state"].combine_chunks()).to_numpy(zero_copy_only=False)
             states = flat.astype(np.float32).reshape(table.num_rows, -1)
             labels = table["label"].to_numpy().astype(np.int64)
-            return cls(table["id"].to_pylist(), table["text"].to_pylist(), labels, states)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as e:
+            centre = np.array(json.loads(table.schema.metadata[b"centre"]), np.float32)
+            return cls(table["id"].to_pylist(), table["text"].to_pylist(), labels, centre, states)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
             raise UserError(f"{file} is damaged: delete it and run 'broadsheet evaluate' again") from e
+
+
+def unit(vectors: Floats) -> Floats:
+    """Each row scaled to length 1; one without a direction stays as it is."""
+    return vectors / np.maximum(1e-12, np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def nearest(classifier: Classifier, index: Evidence, texts: Sequence[str], count: int) -> list[list[dict[str, Any]]]:
@@ -142,7 +162,9 @@ def build(classifier: Classifier, prepared: Prepared, most: int, seed: int) -> E
     if done is None:
         return None
     texts = [text[:SHOWN] for text in table["text"].to_pylist()]
-    return Evidence(table["id"].to_pylist(), texts, table["label"].to_numpy().astype(np.int64), done[1])
+    centre = done[1].mean(0)
+    labels = table["label"].to_numpy().astype(np.int64)
+    return Evidence(table["id"].to_pylist(), texts, labels, centre, unit(done[1] - centre))
 
 
 def tried(labels: Ints, probabilities: npt.NDArray[np.float64], votes: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from pipeline.storage import Place
 
 def index() -> Evidence:
     states = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
-    return Evidence(["a:1", "a:2", "a:3"], ["one", "two", "three"], np.array([0, 1, 1]), states)
+    return Evidence(
+        ["a:1", "a:2", "a:3"], ["one", "two", "three"], np.array([0, 1, 1]), np.zeros(2, np.float32), states
+    )
 
 
 def test_nearest_and_vote_by_hand() -> None:
@@ -35,6 +37,13 @@ def test_nearest_and_vote_by_hand() -> None:
     assert index().nearest(np.zeros((0, 2), np.float32), 5)[0].shape == (0, 3)  # three rows are all there are
 
 
+def test_what_all_rows_share_tells_none_apart() -> None:
+    away = Evidence(["a", "b"], ["", ""], np.array([0, 1]), np.array([9, 9], np.float32), np.eye(2, dtype=np.float32))
+    found, near = away.nearest(np.array([[9, 10.5]], np.float32), 2)
+    assert found.tolist() == [[1, 0]]
+    assert near.ravel() == pytest.approx([1, 0])
+
+
 def test_kept_and_read_again(tmp_path: Path) -> None:
     place = Place.of(tmp_path)
     with pytest.raises(UserError, match="'broadsheet evaluate' makes it"):
@@ -43,6 +52,7 @@ def test_kept_and_read_again(tmp_path: Path) -> None:
     again = Evidence.load(place)
     assert (again.ids, again.texts, again.labels.tolist()) == (index().ids, index().texts, [0, 1, 1])
     assert again.states == pytest.approx(index().states, abs=1e-3)
+    assert again.centre.tolist() == [0, 0]
     (tmp_path / evidence.FILE).write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="is damaged"):
         Evidence.load(place)

@@ -101,6 +101,6 @@ def test_the_report_shows_them() -> None:
     test = summary(np.array([0, 1]), np.array([[0.6, 0.4], [0.2, 0.8]]), ["money", "sport"])
     html = report.write_html({"title": "t", "test": test, "explained": [row]})
     assert '<section id="explained">' in html
-    assert f'title="{got.words[0].effect:+.3f}">goal</span>' in html
+    assert f'title="{got.words[0].effect:+.2g}">goal</span>' in html
     assert "rgba(var(--wrong),0.32)" in html
     assert "&lt;b&gt;" in html
