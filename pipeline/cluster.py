@@ -180,7 +180,7 @@ def train_layout(config: Config, have: Resources) -> Layout:
     """The training layout that the configuration asks for or, where it is silent, what fits.
 
     Raises:
-        UserError: it asks for more than the cluster has.
+        UserError: it asks for more than the cluster has (with ``train.min_workers``: for more than that at the least).
     """
     train = config.train
     gpus = train.gpus_per_worker if train.gpus_per_worker is not None else (1.0 if have.gpus else 0.0)
@@ -191,7 +191,10 @@ def train_layout(config: Config, have: Resources) -> Layout:
     else:
         workers = max(1, min(2 * max(1, have.nodes), have.room(train.cpus_per_worker)))
     layout = Layout(workers, train.cpus_per_worker, gpus)
-    check_fits("training", layout, have, "train.workers (--workers) or train.cpus_per_worker")
+    if train.min_workers is not None and train.min_workers > workers:
+        raise UserError(f"train.min_workers={train.min_workers} is more than the {workers} of train.workers: lower it")
+    least = Layout(train.min_workers or workers, train.cpus_per_worker, gpus)
+    check_fits("training", least, have, "train.workers (--workers) or train.cpus_per_worker")
     return layout
 
 
@@ -265,29 +268,44 @@ def our_error(
         memory_keys: what to lower in the configuration where memory ran out.
         way_out: the last words where Ray broke.
     """
-    seen: set[int] = set()
-    queue: list[BaseException] = [error]
+    said = raised(error)
+    if said is not None:
+        return said
     broke: dict[str, BaseException] = {}
-    while queue:
-        e = queue.pop()
-        inside = getattr(e, "cause", None)
-        if isinstance(inside, BaseException) and isinstance(e, type(inside)):
-            e = inside  # what Ray mixed a class of its own into prints a remote traceback
-        if id(e) in seen:
-            continue
-        seen.add(id(e))
-        if isinstance(e, (UserError, WorkFailed)):
-            return UserError(str(e)) if isinstance(e, UserError) else WorkFailed(str(e))
+    for e in _inside(error):
         for kind in type(e).__mro__:
             if kind.__module__ == "ray.exceptions" and kind.__name__ in _RAY_BROKE:  # by name: Ray may not be loaded
                 broke.setdefault(kind.__name__, e)
-        inner = [e.__cause__, e.__context__, getattr(e, "cause", None)]
-        inner += list((getattr(e, "worker_failures", None) or {}).values())
-        queue += [i for i in inner if isinstance(i, BaseException)]
     for name, what in _RAY_BROKE.items():
         if name in broke and isinstance(error, Exception):  # Ctrl-C stays Ctrl-C
             return WorkFailed(f"{what}{_more(name, broke[name], memory_keys)}. {way_out}")
     return None
+
+
+def raised(error: BaseException) -> UserError | WorkFailed | None:
+    """The UserError or WorkFailed inside what Ray raised, if there is one."""
+    for e in _inside(error):
+        if isinstance(e, (UserError, WorkFailed)):
+            return UserError(str(e)) if isinstance(e, UserError) else WorkFailed(str(e))
+    return None
+
+
+def _inside(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those it was raised for."""
+    seen: set[int] = set()
+    queue: list[BaseException] = [error]
+    while queue:
+        e = queue.pop()
+        cause = getattr(e, "cause", None)
+        if isinstance(cause, BaseException) and isinstance(e, type(cause)):
+            e = cause  # what Ray mixed a class of its own into prints a remote traceback
+        if id(e) in seen:
+            continue
+        seen.add(id(e))
+        yield e
+        inner = [e.__cause__, e.__context__, getattr(e, "cause", None), getattr(e, "controller_failure", None)]
+        inner += list((getattr(e, "worker_failures", None) or {}).values())
+        queue += [i for i in inner if isinstance(i, BaseException)]
 
 
 def _more(name: str, error: BaseException, memory_keys: str) -> str:

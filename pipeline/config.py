@@ -45,6 +45,11 @@ class TrainConfig(Section):
     workers: int | None = Field(
         None, ge=1, description="DDP workers; null: one per GPU, or 2 (1 on a single core) without GPUs."
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Go on with as few as these where nodes are lost, with more when they are back; null: all or none.",
+    )
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores (and torch threads) of one worker.")
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of one worker; null: 1 where the cluster has GPUs, else 0."
@@ -90,8 +95,16 @@ class TrainConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="'auto': bf16 where the processor computes in it."
     )
-    evaluations: int = Field(4, ge=1, description="Evaluations (and checkpoints) in the whole training, evenly spaced.")
-    keep_checkpoints: int = Field(1, ge=1, description="Best checkpoints kept, besides the latest.")
+    evaluations: int = Field(4, ge=1, description="Evaluations in the whole training, evenly spaced.")
+    checkpoint_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds between checkpoints (there is one at each evaluation, too); further apart where "
+        "copying the weights would take over 1% of the time.",
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Latest checkpoints kept while training, besides the best: one may be damaged."
+    )
     validation_rows: int | None = Field(
         2_000,
         ge=8,
@@ -101,7 +114,11 @@ class TrainConfig(Section):
         (),
         description="Where the curves go besides metrics.jsonl: 'tensorboard', 'mlflow' (extra broadsheet[mlflow]).",
     )
-    max_failures: int = Field(3, ge=0, description="Worker crashes survived by resuming from the last checkpoint.")
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="Worker crashes in a row, without a new checkpoint in between, that are survived by resuming.",
+    )
 
 
 class TuneConfig(Section):

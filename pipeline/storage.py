@@ -178,6 +178,14 @@ class Place:
         names = sorted(i.base_name for i in found if i.type == fs.FileType.File and i.base_name.endswith(suffix))
         return [self / n for n in names if not n.startswith(".")]
 
+    def folders(self) -> list[Place]:
+        """The folders directly in this one, sorted by name."""
+        system, path = self.resolved()
+        with in_words(self.uri):
+            found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        names = sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
+        return [self / n for n in names if not n.startswith(".")]
+
     def sweep(self) -> None:
         """Remove what a killed ``write_bytes`` left below this folder."""
         if self.is_local:

@@ -5,6 +5,8 @@ Everything is safetensors or JSON; nothing is pickled.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import platform
 import shutil
@@ -21,6 +23,7 @@ from pipeline.storage import Place
 
 CARD = "broadsheet.json"
 STATE = ("optimizer.safetensors", "progress.json")
+SEAL = "checkpoint.json"  # written last: a folder without it is none
 FORMAT = 1
 
 
@@ -55,14 +58,77 @@ def _limit_tokens(file: Path, max_tokens: int) -> None:
     file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], folder: Path) -> None:
-    """Write the optimizer's moments by parameter name, and how far training has come."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, folder / STATE[0])
+class Snapshot:
+    """Weights and moments as they were after one step, in host memory: written out while training goes on.
+
+    Args:
+        network: the model (unwrapped). A twin of it holds the copied weights, so that whatever can be saved of the
+            model can be saved of the copy.
+        optimizer: over its parameters.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._network, self._optimizer = network, optimizer
+        self.model = copy.deepcopy(network).to("cpu")
+        self.moments: dict[str, Tensor] = {}
+
+    def take(self) -> None:
+        """Copy; the buffers of the last time are used again."""
+        with torch.no_grad():
+            mine = self.model.state_dict()
+            for name, value in self._network.state_dict().items():
+                mine[name].copy_(value)
+            for name, parameter in self._network.named_parameters():
+                for key, value in self._optimizer.state.get(parameter, {}).items():
+                    at, value = f"{name}|{key}", torch.as_tensor(value).detach()
+                    if at in self.moments:
+                        self.moments[at].copy_(value)
+                    else:
+                        self.moments[at] = value.to("cpu", copy=True).contiguous()
+
+    def bad(self) -> str | None:
+        """The name of a tensor with a value that is no finite number, if there is one."""
+        tensors = {**self.model.state_dict(), **self.moments}
+        return next((n for n, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+
+
+def save_state(moments: dict[str, Tensor], progress: dict[str, Any], folder: Path) -> None:
+    """Write the optimizer's moments (by parameter name), and how far training has come."""
+    save_file(moments, folder / STATE[0])
     (folder / STATE[1]).write_text(json.dumps(progress), encoding="utf-8")
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> str:
+    """What the file ``checkpoint.json`` of a folder has to say: ``facts``, and each file's size and BLAKE2b digest."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SEAL)
+    return json.dumps({**facts, "files": {p.name: [p.stat().st_size, _digest(p)] for p in files}}, indent=1) + "\n"
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder; None if every file is as it was written."""
+    try:
+        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+        for name, (size, digest) in files.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+            if _digest(folder / name) != digest:
+                return f"{name} has other bytes than were written"
+    except FileNotFoundError as e:
+        return f"{Path(str(e.filename)).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{SEAL} cannot be read"
+    except OSError as e:
+        return f"{Path(str(e.filename)).name}: {e.strerror}"
+    return None
+
+
+def _digest(file: Path) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as f:
+        while block := f.read(1 << 22):
+            total.update(block)
+    return total.hexdigest()
 
 
 def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:

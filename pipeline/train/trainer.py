@@ -7,6 +7,8 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,11 @@ from pipeline.errors import WorkFailed
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place, put_folder
 from pipeline.train import checkpoint
+from pipeline.train.store import Store, name_of
 
 VERSION = 2  # raise it whenever the same configuration would train differently
+START_FAILURES = 10  # attempts (of two minutes each) to start all workers, before giving up
+RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
 DEFAULT_RATE = {"transformer": 1e-4, "lstm": 3e-3}
 
 
@@ -49,8 +54,9 @@ def fingerprint(config: Config, prepared: Prepared, model: ModelSource) -> str:
     """What the trained weights depend on, the number of workers left out: the global batches are the same."""
     train = config.train.model_dump(
         mode="json",
-        exclude={"workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "keep_checkpoints", "track"},
-    )
+        exclude={"workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "keep_checkpoints",
+                 "checkpoint_seconds", "track"},
+    )  # fmt: skip
     parts = (
         train,
         config.model.model_dump(mode="json", exclude={"name"}),
@@ -92,20 +98,47 @@ def train(
     work = run / "train"
     tracking = track.begin(config, run, mark, resumed=(work / mark).exists())
     write_initial(config, prepared, model, work / f"initial-{mark}")
-    result = _fit(config, prepared, model, layout, work, mark, tracking)
+    _fit(config, prepared, model, layout, work, mark, tracking)
     tracking.end()
-    best = max(result.best_checkpoints, key=lambda pair: (pair[1]["validation_macro_f1"], -pair[1]["step"]))[0]
-    with result.checkpoint.as_directory() as last:
-        progress = json.loads((Path(last) / checkpoint.STATE[1]).read_text(encoding="utf-8"))
-    with best.as_directory() as folder, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
+    store = Store(work / mark, config.train.keep_checkpoints)
+    with _last(store) as folder:
+        progress = json.loads((folder / checkpoint.STATE[1]).read_text(encoding="utf-8"))
+    stall_share = round(progress["stalled"] / max(progress["seconds"], 1e-9), 4)
+    with _best(store) as folder, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
         out = Path(temporary) / "checkpoint"
         facts = {"fingerprint": mark, "layout": layout.arithmetic(), "steps": progress["step"]}
-        export(Path(folder), out, {**facts, "seconds": progress["seconds"], "history": progress["history"]})
+        facts |= {"seconds": progress["seconds"], "stall_share": stall_share, "history": progress["history"]}
+        export(folder, out, facts)
         put_folder(out, final)
     work.delete()
     trained = _finished(final, mark)
     assert trained is not None
     return Trained(trained.checkpoint, trained.history, False, trained.summary)
+
+
+@contextmanager
+def _last(store: Store) -> Iterator[Path]:
+    """The last checkpoint of a finished training."""
+    steps = store.steps()
+    with store.opened(steps[0]) as (folder, damage):
+        if damage is not None:
+            raise WorkFailed(
+                f"{store.place}/{name_of(steps[0])} is damaged ({damage}): the same command goes on from the one before"
+            )
+        yield folder
+
+
+@contextmanager
+def _best(store: Store) -> Iterator[Path]:
+    """The best checkpoint of a finished training that is not damaged; the first of equals."""
+    scores = {step: score for step, score in store.scores().items() if score is not None}
+    for step in sorted(scores, key=lambda step: (-scores[step], step)):
+        with store.opened(step) as (folder, damage):
+            if damage is None:
+                yield folder
+                return
+        console.warn("train", f"{name_of(step)}, the best so far, is damaged ({damage}): taking the next best")
+    raise WorkFailed(f"no evaluated checkpoint in {store.place} can be read: the same command trains again")
 
 
 def _finished(final: Place, mark: str) -> Trained | None:
@@ -122,7 +155,7 @@ def export(source: Path, out: Path, training: dict[str, Any]) -> None:
     """Copy a checkpoint without the state that only resuming needs, and note how it was trained."""
     out.mkdir(parents=True)
     for file in source.iterdir():
-        if file.is_file() and file.name not in checkpoint.STATE and not file.name.startswith("."):
+        if file.is_file() and file.name not in (*checkpoint.STATE, checkpoint.SEAL) and not file.name.startswith("."):
             shutil.copyfile(file, out / file.name)
     card = json.loads((out / checkpoint.CARD).read_text(encoding="utf-8"))
     card["training"] = training
@@ -181,32 +214,41 @@ def torch_trainer(
     loop_config: dict[str, Any],
     callbacks: list[Any],
 ) -> Any:
-    """A Ray Train TorchTrainer over ``layout``; the same name under the same folder resumes."""
+    """A Ray Train TorchTrainer over ``layout``; the same name under the same folder resumes.
+
+    Which checkpoints there are, and which to keep, is known by the folder itself (``store``), not by Ray Train: its
+    list is one file, neither written at once nor checked, and it would drop all but the best.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipeline.train.failures import FailurePolicy
     from pipeline.train.worker import train_worker
 
+    folder = work / name
+    policy: Any = FailurePolicy(folder, config.train.max_failures, config.train.batch_tokens)
+    # How often workers may fail is the policy's to say; how often they may fail to start is Ray Train's.
+    limits: dict[str, Any] = {"max_failures": -1, "controller_failure_limit": START_FAILURES}
     resources: dict[str, float] = {"CPU": layout.cpus}
     if layout.use_gpu:
         resources["GPU"] = layout.gpus
+    scaling: dict[str, Any] = {"use_gpu": layout.use_gpu, "resources_per_worker": resources}
+    if config.train.min_workers is None:
+        scaling["num_workers"] = layout.workers
+    else:
+        scaling["num_workers"] = (config.train.min_workers, layout.workers)
+        # Taking a node in means starting again from the last checkpoint.
+        scaling["elastic_resize_monitor_interval_s"] = max(RESIZE_SECONDS, config.train.checkpoint_seconds)
     return TorchTrainer(
         train_worker,
-        train_loop_config=loop_config,
+        train_loop_config={**loop_config, "folder": str(folder)},
         torch_config=TorchConfig(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=layout.workers, use_gpu=layout.use_gpu, resources_per_worker=resources
-        ),
+        scaling_config=ray.train.ScalingConfig(**scaling),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(work),
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.train.keep_checkpoints,
-                checkpoint_score_attribute="validation_macro_f1",
-                checkpoint_score_order="max",
-            ),
-            callbacks=callbacks,
+            failure_config=ray.train.FailureConfig(**limits),
+            callbacks=[*callbacks, policy],
         ),
     )
 
@@ -219,8 +261,12 @@ def _fit(
     work: Place,
     mark: str,
     tracking: Any,
-) -> Any:
+) -> None:
     from ray.util.queue import Queue
+
+    from pipeline.train.failures import stopped
+
+    (work / mark / "checkpoint_manager_snapshot.json").delete()  # see torch_trainer
 
     queue: Any = Queue(actor_options={"num_cpus": 0})
     follower = threading.Thread(target=_follow, args=(queue, layout), daemon=True)
@@ -228,15 +274,9 @@ def _fit(
     settings = job(config, prepared, model, layout, work / f"initial-{mark}", queue)
     try:
         with cluster.pinned():
-            return torch_trainer(config, layout, work, mark, settings, [tracking]).fit()
-    except BaseException as e:
-        ours = cluster.our_error(e, "train.batch_tokens (it then begins anew)")
-        if ours is not None:
-            raise ours from None
-        if not isinstance(e, Exception):
-            raise
-        last = (str(e).strip().splitlines() or [type(e).__name__])[-1]
-        raise WorkFailed(f"training stopped: {last}. Checkpoints so far are in {work}; the same command resumes") from e
+            torch_trainer(config, layout, work, mark, settings, [tracking]).fit()
+    except Exception as e:
+        raise stopped(e, work) from None
     finally:
         queue.actor.put_nowait.remote({"kind": "end"})
         follower.join(timeout=5)
@@ -246,7 +286,7 @@ def _fit(
 def _follow(queue: Any, layout: cluster.Layout) -> None:
     """Show what rank 0 tells, until the end."""
     progress: console.Bar | None = None
-    first = 0.0
+    first, last = 0.0, layout.workers
     while True:
         try:
             event = queue.get()
@@ -255,13 +295,17 @@ def _follow(queue: Any, layout: cluster.Layout) -> None:
         if event["kind"] == "start":
             if progress is not None:
                 progress.close()
-                console.warn("train", f"a worker was lost: resuming from step {event['step']:,}")
+                changed = f" with {event['workers']} of {layout.workers} workers" if event["workers"] != last else ""
+                why = "there is room for more workers" if event["workers"] > last else "a worker was lost"
+                console.warn("train", f"{why}: resuming{changed} from step {event['step']:,}")
             elif event["step"]:
                 console.say("train", f"resuming an unfinished training from step {event['step']:,}")
             console.say("train", f"{layout.arithmetic()}, {event['device']}, {event['precision']}, "
                         f"{event['rows']:,} rows, {event['steps']:,} steps")  # fmt: skip
             progress = console.Bar("train", "steps", event["steps"])
-            first = time.monotonic()
+            first, last = time.monotonic(), event["workers"]
+        elif event["kind"] == "damaged":
+            console.warn("train", f"{event['checkpoint']} is damaged ({event['why']}): taking the one before it")
         elif event["kind"] == "step" and progress is not None:
             rate = event["samples"] / max(1e-9, time.monotonic() - first)
             progress.update(event["step"], f"{rate:.0f} rows/s")

@@ -1,9 +1,10 @@
-"""What each Ray Train worker does: load, step, evaluate, report; resume from the last checkpoint if there is one."""
+"""What each Ray Train worker does: load, step, evaluate, save; resume from the last good checkpoint if there is one."""
 
 from __future__ import annotations
 
-import tempfile
+import math
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,26 @@ from pipeline.data.prepared import Prepared, Tokens
 from pipeline.errors import WorkFailed
 from pipeline.evaluate import metrics
 from pipeline.model import build
-from pipeline.storage import local_folder
-from pipeline.train import batches, checkpoint, recipe
+from pipeline.storage import Place, local_folder
+from pipeline.train import batches, checkpoint, failures, recipe
 from pipeline.train.distributed import Exchange, wrap
 from pipeline.train.loop import Loop, precision
+from pipeline.train.store import SCORE, Store, Writer, name_of, not_finite
 
 TELL_EVERY_SECONDS = 1.0
+FIRST_STEPS = 8  # after so many, ranks agree on the time of the first checkpoint
 
 
 def train_worker(job: dict[str, Any]) -> None:
     """The training function handed to Ray Train.
 
     Args:
-        job: ``config`` (dumped), ``prepared`` and ``initial`` (places), ``card`` (for broadsheet.json),
-            ``threads``, and ``tell``, an actor queue for progress or None.
+        job: ``config`` (dumped), ``prepared`` and ``initial`` (places), ``folder`` (of the checkpoints), ``card`` (for
+            broadsheet.json), ``threads``, and ``tell``, an actor queue for progress or None.
 
     Raises:
-        WorkFailed: the loss is no longer a finite number.
+        WorkFailed: it would only fail again: loss or weights are no finite numbers, there is no memory for a step,
+            or a checkpoint cannot be written.
     """
     import ray.train
     import ray.train.torch
@@ -57,12 +61,19 @@ def train_worker(job: dict[str, Any]) -> None:
         network.gradient_checkpointing_enable()
     peak = job["learning_rate"]
     optimizer = recipe.optimizer_for(network, peak, settings.weight_decay, settings.layer_decay)
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": [], "loss_curve": []}
-    start = ray.train.get_checkpoint()
-    if start is not None:
-        with start.as_directory() as saved:
-            progress = checkpoint.load_state(network, optimizer, Path(saved))
+    teller = _Teller(job["tell"] if rank == 0 else None)
+    store = Store(Place(job["folder"]), config.train.keep_checkpoints)
+    progress = _resume(store, network, optimizer, teller, rank, world, device)
     kind, why = precision(config.train.precision, device, network.config.model_type)
+    writer = None
+    if rank == 0:
+
+        def save(card: dict[str, Any], folder: Path) -> None:
+            with local_folder(prepared.place / "tokenizer") as tokenizer:
+                checkpoint.save_model(snapshot.model, tokenizer, card, folder)
+
+        snapshot = checkpoint.Snapshot(network, optimizer)
+        writer = Writer(store, snapshot, save, config.train.checkpoint_seconds, progress["stalled"])
     model: nn.Module = network
     exchange: Exchange | None = None
     pad_id = prepared.manifest["tokenizer"]["pad_id"]
@@ -73,51 +84,108 @@ def train_worker(job: dict[str, Any]) -> None:
         model, optimizer, train, pad_id, device, kind, settings.clip_norm, config.seed, rank, world, exchange,
         weights.to(device) if weights is not None else None, settings.label_smoothing, settings.micro_batch_tokens,
     )  # fmt: skip
-    teller = _Teller(job["tell"] if rank == 0 else None)
     facts = {"device": str(device), "precision": f"{kind} ({why})", "threads": torch.get_num_threads()}
-    teller.tell({"kind": "start", "steps": plan.steps, "step": progress["step"], "rows": len(train), **facts})
+    facts |= {"steps": plan.steps, "rows": len(train), "workers": world}
+    teller.tell({"kind": "start", "step": progress["step"], **facts})
     began = time.monotonic() - progress["seconds"]
+    # The sum of losses since the last evaluation: what is carried over from before lies with rank 0.
     running = torch.zeros((), dtype=torch.float64, device=device)
-    counted = samples = 0
-    for step in range(progress["step"], plan.steps):
-        epoch, rows = plan.batch(step)
-        rate = batches.learning_rate_at(step, plan.steps, peak, config.train.warmup)
-        running += loop.step(step, rows, rate).double()
-        counted, samples = counted + 1, samples + len(rows)
-        if teller.due():
-            teller.tell({"kind": "step", "step": step + 1, "samples": samples, "epoch": epoch})
-        if step + 1 not in evaluate_after:
-            continue
-        loss = float(_summed(running / counted, world))
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise WorkFailed(
-                f"the training loss is {loss} at step {step + 1}: lower train.learning_rate (now {peak:g}); "
-                "the last good checkpoint is kept"
-            )
-        confusion, summed = loop.evaluate(validation, 4 * config.train.batch_tokens, len(prepared.labels))
-        both = _summed(torch.cat([confusion.view(-1), summed]), world)
-        figures = metrics.from_confusion(both[:-1].view_as(confusion).round().long().cpu().numpy(), prepared.labels)
-        entry = {
-            "step": step + 1,
-            "epoch": round(plan.epochs_done(step), 4),
-            "loss": round(loss, 6),
-            "validation_loss": round(float(both[-1]) / max(1, len(validation)), 6),
-            "validation_accuracy": figures["accuracy"],
-            "validation_macro_f1": figures["macro_f1"],
-            "learning_rate": rate,
-            "seconds": round(time.monotonic() - began, 3),
-        }
-        progress = {
-            "step": step + 1,
-            "seconds": entry["seconds"],
-            "history": [*progress["history"], entry],
-            "loss_curve": [*progress["loss_curve"], [step + 1, entry["loss"]]],
-        }
-        running.zero_()
-        counted = 0
-        _report(network, optimizer, prepared, {**job["card"], "metrics": {"validation": figures}}, progress, rank)
-        teller.tell({"kind": "evaluation", **entry})
+    running += progress["running"][0] if rank == 0 else 0.0
+    counted, samples = progress["running"][1], 0
+    agreed, agree_at, last = time.monotonic(), progress["step"] + FIRST_STEPS, progress["step"]
+    watch = _Clock()
+    try:
+        for step in range(progress["step"], plan.steps):
+            epoch, rows = plan.batch(step)
+            rate = batches.learning_rate_at(step, plan.steps, peak, config.train.warmup)
+            running += loop.step(step, rows, rate).double()
+            counted, samples = counted + 1, samples + len(rows)
+            if watch.due():
+                _refuse(float(running), step + 1)
+                teller.tell({"kind": "step", "step": step + 1, "samples": samples, "epoch": epoch})
+            if writer is not None:
+                writer.check()
+            evaluating = step + 1 in evaluate_after
+            if not evaluating and step + 1 < agree_at:
+                continue
+            wait = writer.steps_to_next(step + 1 - last, time.monotonic() - agreed) if writer is not None else 0
+            both = _summed(torch.stack([running, torch.full_like(running, wait)]), world)
+            agree_at, agreed, last = step + 1 + int(both[1]), time.monotonic(), step + 1
+            total = float(both[0])
+            _refuse(total, step + 1)
+            running.fill_(total if rank == 0 else 0.0)
+            progress |= {"step": step + 1, "running": [total, counted], "seconds": time.monotonic() - began}
+            if not evaluating:
+                if writer is not None and writer.due():
+                    writer.put(progress, job["card"])
+                continue
+            confusion, summed = loop.evaluate(validation, 4 * config.train.batch_tokens, len(prepared.labels))
+            both = _summed(torch.cat([confusion.view(-1), summed]), world)
+            figures = metrics.from_confusion(both[:-1].view_as(confusion).round().long().cpu().numpy(), prepared.labels)
+            entry = {
+                "step": step + 1,
+                "epoch": round(plan.epochs_done(step), 4),
+                "loss": round(total / counted, 6),
+                "validation_loss": round(float(both[-1]) / max(1, len(validation)), 6),
+                "validation_accuracy": figures["accuracy"],
+                SCORE: figures["macro_f1"],
+                "learning_rate": rate,
+                "seconds": round(time.monotonic() - began, 3),
+            }
+            progress |= {
+                "running": [0.0, 0],
+                "seconds": entry["seconds"],
+                "history": [*progress["history"], entry],
+                "loss_curve": [*progress["loss_curve"], [step + 1, entry["loss"]]],
+            }
+            running.zero_()
+            counted = 0
+            written = None
+            if writer is not None:
+                written = writer.put(progress, {**job["card"], "metrics": {"validation": figures}}, entry[SCORE])
+            _report(entry, written)
+            teller.tell({"kind": "evaluation", **entry})
+    except Exception as e:
+        probe = failures.probe_step(network, optimizer, train.lengths, kind, world)
+        raise failures.explained(e, device, config.train.batch_tokens, probe) from None
     teller.tell({"kind": "end"})
+
+
+def _resume(
+    store: Store,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    teller: _Teller,
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Restore the last checkpoint that every rank finds undamaged, if there is one; returns the progress."""
+    from ray.train.collective import broadcast_from_rank_zero
+
+    if rank == 0:
+        store.sweep()
+    steps = broadcast_from_rank_zero(store.steps()[:50] if rank == 0 else None)
+    for step in steps:
+        with store.opened(step) as (folder, damage):
+            bad = _summed(torch.tensor(float(damage is not None), device=device), world)
+            if not bad:
+                return checkpoint.load_state(network, optimizer, folder)
+        if rank == 0:
+            store.remove(step)  # else it would count among the latest, which are kept
+            why = damage or "another worker could not read it"
+            teller.tell({"kind": "damaged", "checkpoint": name_of(step), "why": why})
+    return {"step": 0, "seconds": 0.0, "stalled": 0.0, "running": [0.0, 0], "history": [], "loss_curve": []}
+
+
+def _refuse(loss: float, step: int) -> None:
+    """Stop a training that has run away.
+
+    Raises:
+        WorkFailed: the loss is not a finite number.
+    """
+    if not math.isfinite(loss):
+        raise WorkFailed(not_finite(f"the training loss ({loss}) is", step))
 
 
 def sampled(tokens: Tokens, max_rows: int | None, seed: int) -> Tokens:
@@ -138,46 +206,55 @@ def _summed(value: Tensor, world: int) -> Tensor:
     return value
 
 
-def _report(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    prepared: Prepared,
-    card: dict[str, Any],
-    progress: dict[str, Any],
-    rank: int,
-) -> None:
-    """Save on rank 0, and report on every rank: ``report`` is a barrier."""
-    import ray.train
+def _report(entry: dict[str, Any], written: Future[None] | None) -> None:
+    """Tell Ray Train (and a search) of an evaluation, on every rank: ``report`` is a barrier.
 
-    entry = progress["history"][-1]
+    Rank 0 hands over its checkpoint, which counts once it is written; nobody waits for that.
+    """
+    import ray.train
+    from ray.train import CheckpointUploadMode
+
     plain = {k: float(v) for k, v in entry.items()}
-    if rank != 0:
-        ray.train.report(plain)
+    if written is None:
+        ray.train.report(plain, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
-    with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
-        folder = Path(temporary)
-        with local_folder(prepared.place / "tokenizer") as tokenizer:
-            checkpoint.save_model(network, tokenizer, card, folder)
-        checkpoint.save_state(network, optimizer, progress, folder)
-        ray.train.report(
-            plain,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"checkpoint_{progress['step']:08d}",
-        )
+    name = name_of(entry["step"])
+    storage = ray.train.get_context().get_storage()
+    place = ray.train.Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+
+    def wait(handed: Any, _: str) -> Any:
+        written.result()
+        return handed
+
+    ray.train.report(
+        plain,
+        checkpoint=place,
+        checkpoint_dir_name=name,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=False,  # it is the checkpoint itself
+        checkpoint_upload_fn=wait,
+    )
+
+
+class _Clock:
+    """Ticks every second."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        if time.monotonic() - self._last < TELL_EVERY_SECONDS:
+            return False
+        self._last = time.monotonic()
+        return True
 
 
 class _Teller:
-    """Sends progress to the driver now and then; a lost driver does not stop training."""
+    """Sends progress to the driver; a lost driver does not stop training."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
-        self._last = 0.0
-
-    def due(self) -> bool:
-        return self._queue is not None and time.monotonic() - self._last >= TELL_EVERY_SECONDS
 
     def tell(self, event: dict[str, Any]) -> None:
-        if self._queue is None:
-            return
-        self._last = time.monotonic()
-        self._queue.actor.put_nowait.remote(event)  # not waited for
+        if self._queue is not None:
+            self._queue.actor.put_nowait.remote(event)  # not waited for
