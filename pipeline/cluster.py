@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed
 
 REACH_SECONDS = 5.0
+START_TIMEOUT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")  # for Ray to find room for all workers
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
     # Quiet by default; a user's own settings win.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    os.environ.setdefault(*START_TIMEOUT)
     # How often the controller looks at its workers: each evaluation, and what a killed driver loses, waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
@@ -235,6 +236,17 @@ def pinned() -> Iterator[None]:
             del os.environ["RAY_ADDRESS"]
         else:
             os.environ["RAY_ADDRESS"] = before
+
+
+def expect_lost_nodes() -> None:
+    """Wait for room for fewer seconds, where a training may go on with fewer workers.
+
+    Ray counts on a lost node for up to half a minute, and would wait two for a worker there before it tries again
+    with what is left. A user's own setting wins.
+    """
+    name, usual = START_TIMEOUT
+    if os.environ.get(name) == usual:
+        os.environ[name] = "30"
 
 
 # What it means when one of Ray's own errors reaches the driver: whatever Ray retries has been retried by then. The

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.train import checkpoint
 from pipeline.train.store import Store, name_of
 
 VERSION = 2  # raise it whenever the same configuration would train differently
-START_FAILURES = 10  # attempts (of two minutes each) to start all workers, before giving up
+SILENCE_SECONDS = 120.0  # without a word from the workers, and a person is told
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
 DEFAULT_RATE = {"transformer": 1e-4, "lstm": 3e-3}
 
@@ -227,8 +227,6 @@ def torch_trainer(
 
     folder = work / name
     policy: Any = FailurePolicy(folder, config.train.max_failures, config.train.batch_tokens)
-    # How often workers may fail is the policy's to say; how often they may fail to start is Ray Train's.
-    limits: dict[str, Any] = {"max_failures": -1, "controller_failure_limit": START_FAILURES}
     resources: dict[str, float] = {"CPU": layout.cpus}
     if layout.use_gpu:
         resources["GPU"] = layout.gpus
@@ -237,6 +235,7 @@ def torch_trainer(
         scaling["num_workers"] = layout.workers
     else:
         scaling["num_workers"] = (config.train.min_workers, layout.workers)
+        cluster.expect_lost_nodes()
         # Taking a node in means starting again from the last checkpoint.
         scaling["elastic_resize_monitor_interval_s"] = max(RESIZE_SECONDS, config.train.checkpoint_seconds)
     return TorchTrainer(
@@ -247,7 +246,7 @@ def torch_trainer(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(work),
-            failure_config=ray.train.FailureConfig(**limits),
+            failure_config=ray.train.FailureConfig(max_failures=-1),
             callbacks=[*callbacks, policy],
         ),
     )
@@ -262,13 +261,16 @@ def _fit(
     mark: str,
     tracking: Any,
 ) -> None:
+    import ray
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from pipeline.train.failures import stopped
 
     (work / mark / "checkpoint_manager_snapshot.json").delete()  # see torch_trainer
-
-    queue: Any = Queue(actor_options={"num_cpus": 0})
+    # On the driver's own node: another one may be lost.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     follower = threading.Thread(target=_follow, args=(queue, layout), daemon=True)
     follower.start()
     settings = job(config, prepared, model, layout, work / f"initial-{mark}", queue)
@@ -285,11 +287,18 @@ def _fit(
 
 def _follow(queue: Any, layout: cluster.Layout) -> None:
     """Show what rank 0 tells, until the end."""
+    from ray.util.queue import Empty
+
     progress: console.Bar | None = None
     first, last = 0.0, layout.workers
     while True:
         try:
-            event = queue.get()
+            event = queue.get(timeout=SILENCE_SECONDS)
+        except Empty:
+            have, silence = cluster.resources().line(), console.seconds(SILENCE_SECONDS)
+            console.warn("train", f"no word from the workers for {silence}: waiting; {layout.arithmetic()} are "
+                         f"planned, the cluster has {have}")  # fmt: skip
+            continue
         except Exception:  # the queue went away with its cluster: nothing left to show
             break
         if event["kind"] == "start":
@@ -300,7 +309,8 @@ def _follow(queue: Any, layout: cluster.Layout) -> None:
                 console.warn("train", f"{why}: resuming{changed} from step {event['step']:,}")
             elif event["step"]:
                 console.say("train", f"resuming an unfinished training from step {event['step']:,}")
-            console.say("train", f"{layout.arithmetic()}, {event['device']}, {event['precision']}, "
+            now = replace(layout, workers=event["workers"])
+            console.say("train", f"{now.arithmetic()}, {event['device']}, {event['precision']}, "
                         f"{event['rows']:,} rows, {event['steps']:,} steps")  # fmt: skip
             progress = console.Bar("train", "steps", event["steps"])
             first, last = time.monotonic(), event["workers"]
