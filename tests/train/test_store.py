@@ -6,6 +6,8 @@ import copy
 import errno
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +242,33 @@ def test_a_process_without_memory_finds_the_budget_that_fits() -> None:
     found = re.search(r"^cpu ran out of memory with train.batch_tokens=1000000; a step of ([\d,]+) tokens", done.stdout)
     assert found, done.stdout
     assert 1_000 < int(found[1].replace(",", "")) < 1_000_000
+
+
+FULL = """
+import sys, torch
+from pathlib import Path
+from pipeline.errors import WorkFailed
+from pipeline.storage import Place
+from pipeline.train import checkpoint
+from pipeline.train.store import Store
+store = Store(Place.of(sys.argv[1]), 2)
+for step, size in ((1, 1_000), (2, 1_000_000)):
+    try:
+        store.write(step, None, lambda folder: checkpoint.save_state({"w": torch.zeros(size)}, {}, folder))
+    except WorkFailed as e:
+        print(e)
+with store.opened(1) as (_, damage):
+    print(store.steps(), damage, sorted(p.name for p in Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=400k tmpfs {tmp_path}"
+    if not shutil.which("unshare") or subprocess.run([*inside, mount], capture_output=True).returncode:
+        pytest.skip("no file system of one's own here")
+    command = shlex.join([sys.executable, "-c", FULL, str(tmp_path)])
+    done = subprocess.run([*inside, f"{mount} && {command}"], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert f"cannot write to {tmp_path}/{name_of(2)}: the disk is full." in done.stdout
+    assert done.stdout.endswith(f"[1] None ['{name_of(1)}']\n")
