@@ -265,6 +265,7 @@ def test_search_seeds_with_the_default_and_keeps_a_checkpoint(
     card = checkpoint.read_card(checkpoint.find(str(folder)))
     best = max(r["best"] for r in rows)
     assert card["metrics"]["validation"]["macro_f1"] == pytest.approx(best)
+    assert "validation rows, which chose the checkpoint" in (folder / "best" / "README.md").read_text()
     assert not (folder / "trials").exists()
     search.show(str(folder))
     assert "(default)" in capsys.readouterr().out

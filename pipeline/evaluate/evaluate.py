@@ -28,12 +28,11 @@ from pipeline.evaluate import (
     slices,
     suspects,
 )
-from pipeline.evaluate import card as model_card
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.predict import predict_split
 from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, model_card
 
 VERSION = 3  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
@@ -128,7 +127,7 @@ def evaluate(
         "evidence": near,
         "dataset": card["config"]["data"]["dataset"],
         "split": split,
-        "rows": {**prepared.ledger["kept"], "trained_on": trained_rows(card, prepared)},
+        "rows": {**prepared.ledger["kept"], "trained_on": model_card.trained_rows(card, prepared)},
         "training": {k: v for k, v in training.items() if k != "history"},
         "fingerprints": mark,
         "checkpoint": str(where),
@@ -223,13 +222,6 @@ def _note(where: Place, card: dict[str, Any], figures: dict[str, Any], prepared:
     """Leave the temperature and the model card in the checkpoint."""
     (where / checkpoint.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n")
     (where / model_card.FILE).write_text(model_card.model_card(card, figures, prepared.ledger))
-
-
-def trained_rows(card: dict[str, Any], prepared: Prepared) -> int:
-    """Rows the checkpoint was trained on: the train split or the configured sample of it."""
-    limit = card["config"]["train"]["max_rows"]
-    rows = prepared.rows("train")
-    return rows if limit is None else min(rows, limit)
 
 
 def mistakes(

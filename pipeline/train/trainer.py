@@ -152,7 +152,9 @@ def _finished(final: Place, mark: str) -> Trained | None:
 
 
 def export(source: Path, out: Path, training: dict[str, Any]) -> None:
-    """Copy a checkpoint without the state that only resuming needs, and note how it was trained."""
+    """Copy a checkpoint without the state that only resuming needs, note how it was trained, and write its card."""
+    from pipeline.train import model_card
+
     out.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file() and file.name not in (*checkpoint.STATE, checkpoint.SEAL) and not file.name.startswith("."):
@@ -160,6 +162,8 @@ def export(source: Path, out: Path, training: dict[str, Any]) -> None:
     card = json.loads((out / checkpoint.CARD).read_text(encoding="utf-8"))
     card["training"] = training
     (out / checkpoint.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = model_card.of_training(card, Prepared.open(card["prepared"]))
+    (out / model_card.FILE).write_text(text, encoding="utf-8")
 
 
 def write_initial(config: Config, prepared: Prepared, model: ModelSource, place: Place) -> None:

@@ -5,15 +5,18 @@ What is not known is left out: the licence depends on the data and on the base m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+
+from pipeline.data.prepared import Prepared
 
 FILE = "README.md"
 HUB_DATASETS = {"ag_news": "fancyzhx/ag_news"}  # data sets that are on the hub as we read them
 BASES = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 LABELS_SHOWN = 50
+MORE_FIGURES = {"log_loss": "log loss", "ece": "calibration error"}
 
 
 def model_card(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
@@ -26,6 +29,23 @@ def model_card(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mapp
     """
     matter = _front_matter(card, figures)
     return "---\n" + matter + "---\n\n" + "\n\n".join(_sections(card, figures, ledger)) + "\n"
+
+
+def of_training(card: Mapping[str, Any], prepared: Prepared) -> str:
+    """The card of a checkpoint that was not evaluated yet: with the figures that chose it."""
+    figures = {
+        "test": card["metrics"]["validation"],
+        "split": "validation" if prepared.rows("validation") else "train",
+        "rows": {"trained_on": trained_rows(card, prepared)},
+    }
+    return model_card(card, figures, prepared.ledger)
+
+
+def trained_rows(card: Mapping[str, Any], prepared: Prepared) -> int:
+    """Rows the checkpoint was trained on: the train split or the configured sample of it."""
+    limit = card["config"]["train"]["max_rows"]
+    rows = prepared.rows("train")
+    return rows if limit is None else min(rows, int(limit))
 
 
 def data_name(card: Mapping[str, Any]) -> str:
@@ -72,9 +92,7 @@ def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mappi
     shown = ", ".join(f"`{label}`" for label in labels[:LABELS_SHOWN])
     more = f" and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
     kept = ledger["kept"]
-    low, high = test["accuracy_interval"]
     intervals = figures.get("intervals") or {}
-    macro = intervals.get("macro_f1")
     per_class = [
         f"| {_cell(label)} | {one['precision']:.4f} | {one['recall']:.4f} | {one['f1']:.4f} | {one['support']:,} |"
         for label, one in test["per_class"].items()
@@ -93,9 +111,10 @@ def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mappi
         "## How good it is\n\n"
         f"On {test['rows']:,} {figures['split']} rows"
         + ("" if figures["split"] == "test" else ", which chose the checkpoint: expect a little less")
-        + f": accuracy {test['accuracy']:.4f} (95% {low:.4f} to {high:.4f}), macro F1 {test['macro_f1']:.4f}"
-        + (f" (95% {macro[0]:.4f} to {macro[1]:.4f})" if macro else "")
-        + f", log loss {test['log_loss']:.4f}, calibration error {test['ece']:.4f}.",
+        + f": accuracy {test['accuracy']:.4f}{_range(test.get('accuracy_interval'))}, "
+        + f"macro F1 {test['macro_f1']:.4f}{_range(intervals.get('macro_f1'))}"
+        + "".join(f", {said} {test[key]:.4f}" for key, said in MORE_FIGURES.items() if key in test)
+        + ".",
         "\n".join(["| class | precision | recall | F1 | rows |", "|---|---|---|---|---|", *per_class]),
     ]
     if calibration:
@@ -116,6 +135,10 @@ def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mappi
         "texts made to mislead it.",
     ]
     return parts
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return f" (95% {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
 
 
 def _cell(text: str) -> str:

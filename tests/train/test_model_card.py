@@ -9,32 +9,42 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pipeline.config import load
-from pipeline.evaluate import card, intervals, metrics
+from pipeline.data.prepared import Prepared
+from pipeline.evaluate import intervals, metrics
+from pipeline.storage import Place
+from pipeline.train import model_card
 
 NAMES = ["a|b", "體育", "c"]
 GUESSES = np.array([0, 1, 2, 0, 1, 1])
 TEST = metrics.summary(np.arange(6) % 3, np.full((6, 3), 0.1) + 0.7 * np.eye(3)[GUESSES], NAMES)
 
 
-def made(model: str = "minilm", kind: str = "transformer", dataset: str = "ag_news", split: str = "test") -> str:
-    config = load(None, [f"model.name={model}", f"data.dataset={dataset}", "name=mine"]).model_dump(mode="json")
-    facts: dict[str, Any] = {
+LEDGER = {
+    "read": 1000,
+    "kept": {"train": 800, "validation": 50, "test": 50},
+    "rejected": {"x": 50},
+    "duplicates": 50,
+    "augmented": {},
+}
+
+
+def facts(model: str = "minilm", kind: str = "transformer", dataset: str = "ag_news") -> dict[str, Any]:
+    sets = [f"model.name={model}", f"data.dataset={dataset}", "name=mine", "train.max_rows=750"]
+    return {
         "labels": NAMES, "kind": kind, "text": ["title"], "max_tokens": 128, "data_fingerprint": "ff00",
-        "config": config, "versions": {"python": "3.11", "torch": "2.6"},
+        "config": load(None, sets).model_dump(mode="json"), "versions": {"python": "3.11", "torch": "2.6"},
         "training": {"fingerprint": "x", "layout": "2 workers", "steps": 10, "seconds": 3.5, "history": [{"step": 1}]},
+        "metrics": {"validation": metrics.from_confusion(np.eye(3, dtype=int) * 4 + 1, NAMES)},
     }  # fmt: skip
+
+
+def made(model: str = "minilm", kind: str = "transformer", dataset: str = "ag_news", split: str = "test") -> str:
     figures: dict[str, Any] = {
         "test": TEST, "split": split, "rows": {"trained_on": 750},
         "intervals": intervals.of_confusion(TEST["confusion"], NAMES, 1),
         "calibration": {"temperature": 1.25, "how": "fitted on 500 validation rows"},
     }  # fmt: skip
-    ledger = {
-        "read": 1000,
-        "kept": {"train": 800, "validation": 50, "test": 50},
-        "rejected": {"x": 50},
-        "duplicates": 50,
-    }
-    return card.model_card(facts, figures, ledger)
+    return model_card.model_card(facts(model, kind, dataset), figures, LEDGER)
 
 
 def test_the_front_matter_is_what_the_hub_expects() -> None:
@@ -71,3 +81,12 @@ def test_the_text_says_what_a_reader_needs() -> None:
         assert said in text
     assert "history" not in text
     assert "which chose the checkpoint" in made(split="validation")
+
+
+def test_before_evaluation_the_figures_are_those_that_chose_the_checkpoint() -> None:
+    prepared = Prepared(Place.of("nowhere"), {"ledger": LEDGER}, NAMES, {})
+    text = model_card.of_training(facts(), prepared)
+    assert "On 21 validation rows, which chose the checkpoint: expect a little less: accuracy 0.7143, macro F1" in text
+    assert "trained on 750" in text
+    assert "Divide the logits" not in text
+    assert (ModelCard(text).data.eval_results or [])[0].dataset_split == "validation"
