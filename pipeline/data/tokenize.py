@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import pyarrow as pa
 from pipeline.data import wordcache
 from pipeline.errors import UserError
 
+BLOCK_TEXTS = 2_048  # of up to data.max_chars each
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -151,7 +153,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]] | None:
     return None
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> dict[str, Any]:
+def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path, whole_words: bool = False) -> dict[str, Any]:
     """Build a WordPiece tokenizer (lower case, Chinese characters apart) and save it as a Hugging Face folder.
 
     The vocabulary is every character worth having, alone and as a continuation, then the most frequent whole
@@ -162,6 +164,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> dict
         texts: cleaned texts of the train split only.
         vocab_size: upper bound of the vocabulary.
         folder: where ``tokenizer.json`` and its companions go.
+        whole_words: no pieces: a word (or Chinese character) is one token or unknown.
 
     Returns:
         ``{"vocab_size": ...}``, the size reached.
@@ -172,9 +175,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> dict
     normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
     pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
-    vocabulary = wordpiece_vocabulary(words, vocab_size)
+    for piece, count in _pieces(texts).items():
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(piece)):
+            words[word] += count
+    vocabulary = wordpiece_vocabulary(words, vocab_size, whole_words)
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
@@ -188,15 +192,28 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path) -> dict
     return {"vocab_size": len(vocabulary)}
 
 
-def wordpiece_vocabulary(words: Mapping[str, int], size: int) -> dict[str, int]:
+def _pieces(texts: Iterable[str]) -> Counter[str]:
+    """How often each piece occurs: words mostly, cut where the tokenizer of ``train_wordpiece`` cuts in any case."""
+    how = wordcache.Cutting("", marks=True, lower=True, ideographs=True)
+    counts: Counter[str] = Counter()
+    rest = iter(texts)
+    while block := list(itertools.islice(rest, BLOCK_TEXTS)):
+        found = wordcache.cut(pa.array(block, pa.string()), how)[0].value_counts()
+        for piece, count in zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True):
+            counts[piece] += count
+    return counts
+
+
+def wordpiece_vocabulary(words: Mapping[str, int], size: int, whole_words: bool = False) -> dict[str, int]:
     """Special tokens, characters (alone and as ``##`` continuation), then whole words, by falling frequency.
 
     Args:
         words: how often each word occurs.
         size: upper bound; characters take at most half of it.
+        whole_words: no characters, unless they stand alone as words.
     """
     pieces: Counter[str] = Counter()
-    for word, count in words.items():
+    for word, count in () if whole_words else words.items():
         for i, character in enumerate(word):
             pieces[character if i == 0 else f"##{character}"] += count
 
@@ -209,6 +226,12 @@ def wordpiece_vocabulary(words: Mapping[str, int], size: int) -> dict[str, int]:
             break
         entries.setdefault(word)
     return {entry: i for i, entry in enumerate(entries)}
+
+
+def special_ids(folder: str | Path) -> list[int]:
+    """The ids of a tokenizer's special tokens: padding, unknown, and what frames a text."""
+    content = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+    return sorted(int(t["id"]) for t in content.get("added_tokens", []) if t.get("special"))
 
 
 def pad_id(folder: str | Path) -> int:
