@@ -46,7 +46,7 @@ DATA = _options(
     click.option("--label", metavar="COLUMN", help="The label column. [label]"),
     click.option("--format", "file_format", metavar="FORMAT", help="csv, tsv, tab, jsonl or parquet. [by name]"),
 )
-MODEL = click.option("--model", metavar="MODEL", help="minilm, lstm, a hub name or a model folder. [minilm]")
+MODEL = click.option("--model", metavar="MODEL", help="minilm, lstm, linear, a hub name or a folder. [minilm]")
 WORKERS = click.option("--workers", type=int, metavar="N", help="DDP workers. [one per GPU, else 2]")
 FULL = click.option("--full", is_flag=True, help="All rows and epochs of a named data set, not the short job.")
 ENDPOINT = _options(

@@ -26,13 +26,22 @@ class ModelConfig(Section):
     """Which network is trained."""
 
     name: str = Field(
-        "minilm", description="'minilm' (pretrained), 'lstm' (from scratch), a hub name, or a model folder."
+        "minilm", description="'minilm' (pretrained), 'lstm' or 'linear' (from scratch), a hub name, or a model folder."
     )
-    max_tokens: int = Field(128, ge=8, le=8192, description="Longer texts are truncated to this many tokens.")
+    max_tokens: int = Field(
+        128, ge=8, le=8192, description="Longer texts are truncated to this many tokens; a run of linear takes 8,192."
+    )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="Dropout; null: 0 for pretrained (faster, better), 0.3 for lstm."
     )
-    vocab_size: int = Field(20_000, ge=100, description="lstm: size of the vocabulary trained on the train split.")
+    vocab_size: int = Field(
+        20_000,
+        ge=100,
+        description="lstm, linear: size of the vocabulary of the train split; a run of linear takes 200,000.",
+    )
+    ngrams: int = Field(
+        2, ge=1, le=5, description="linear: longest run of words (or Chinese characters) that has a weight."
+    )
     embedding_dim: int = Field(128, ge=8, description="lstm: width of the token embedding.")
     hidden: tuple[int, ...] = Field((128, 64), min_length=1, description="lstm: units of each LSTM layer.")
     bidirectional: bool = Field(True, description="lstm: read the text in both directions.")

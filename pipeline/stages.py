@@ -56,6 +56,8 @@ def begin(config: Config, short: bool) -> Job:
             config = config.updated(changes)
             words = ", ".join(f"{k}={v}" for k, v in changes.items())
             console.say("data", f"short job ({words}); --full takes all rows and epochs")
+    if recipe := source.recipe(given):
+        config = config.updated(recipe)
     preparation.plan(config)  # a wrong file is told before a model is fetched
     model = source.resolve(config.model.name)
     return Job(config, model, line)

@@ -57,6 +57,10 @@ def run(config: Config, address: str | None) -> None:
     """
     if "name" not in config.model_fields_set or config.name == "default":
         config = config.updated({"name": "search"})
+    if config.model.name == "linear":
+        raise UserError(
+            "tune: the linear model has nothing to search for; train it with 'broadsheet train --model linear'"
+        )
     job = stages.begin(config, False)
     have = cluster.connect(address, dashboard=True)
     stages.make_prepared(job, address)

@@ -218,8 +218,11 @@ class Job:
             facts: dict[str, Any] = {"kind": "pretrained", "identity": self.model.tokenizer_identity}
             if self.model.folder is None:
                 size = self.config.model.vocab_size
-                console.say("prepare", f"training a WordPiece tokenizer of up to {size:,} entries")
-                facts = {"kind": "trained", **tokenize.train_wordpiece(self._train_texts(), size, folder)}
+                words = self.model.kind == "linear"
+                console.say(
+                    "prepare", f"training a {'word' if words else 'WordPiece'} tokenizer of up to {size:,} entries"
+                )
+                facts = {"kind": "trained", **tokenize.train_wordpiece(self._train_texts(), size, folder, words)}
             else:
                 for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
                     if (self.model.folder / name).is_file():

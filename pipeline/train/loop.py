@@ -26,6 +26,8 @@ def precision(wanted: str, device: torch.device, network: str) -> tuple[str, str
     """
     if wanted != "auto":
         return wanted, "as configured"
+    if network == "broadsheet-linear":
+        return "fp32", "sums of weights that are looked up"
     if network == "broadsheet-lstm":
         return "fp32", "recurrent layers gain nothing from bf16"
     if device.type == "cuda":

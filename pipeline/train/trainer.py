@@ -25,7 +25,7 @@ from pipeline.train.store import Store, name_of
 VERSION = 2  # raise it whenever the same configuration would train differently
 SILENCE_SECONDS = 120.0  # without a word from the workers, and a person is told
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
-DEFAULT_RATE = {"transformer": 1e-4, "lstm": 3e-3}
+DEFAULT_RATE = {"transformer": 1e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ def train(
     done = _finished(final, mark)
     if done:
         return done
+    if model.kind == "linear":
+        from pipeline.train import linear
+
+        linear.train(config, prepared, card(config, prepared, model), mark, final, address)
+        return _fresh(final, mark)
     from pipeline.train import track
 
     layout = cluster.train_layout(config, cluster.connect(address))
@@ -111,6 +116,10 @@ def train(
         export(folder, out, facts)
         put_folder(out, final)
     work.delete()
+    return _fresh(final, mark)
+
+
+def _fresh(final: Place, mark: str) -> Trained:
     trained = _finished(final, mark)
     assert trained is not None
     return Trained(trained.checkpoint, trained.history, False, trained.summary)

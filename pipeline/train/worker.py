@@ -193,11 +193,7 @@ def sampled(tokens: Tokens, max_rows: int | None, seed: int) -> Tokens:
     rows = batches.sample(tokens.labels, max_rows, seed)
     if len(rows) == len(tokens):
         return tokens
-    lengths = tokens.lengths[rows]
-    offsets = torch.zeros(len(rows) + 1, dtype=torch.int64).numpy()
-    lengths.cumsum(out=offsets[1:])
-    ids, mask = batches.pad(tokens.ids, tokens.offsets, rows, 0)
-    return Tokens(ids[mask.astype(bool)].astype("int32"), offsets, tokens.labels[rows])
+    return tokens.take(rows)
 
 
 def _summed(value: Tensor, world: int) -> Tensor:
