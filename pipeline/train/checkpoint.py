@@ -19,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.model import adapters
 from pipeline.storage import Place
 
 CARD = "broadsheet.json"
 STATE = ("optimizer.safetensors", "progress.json")
 SEAL = "checkpoint.json"  # written last: a folder without it is none
 FORMAT = 1
+LEARNED = "value"  # of a parameter that a merged model does not show
 
 
 def versions() -> dict[str, str]:
@@ -43,7 +45,8 @@ def save_model(model: nn.Module, tokenizer: Path, card: dict[str, Any], folder: 
         folder: made if need be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    state = adapters.merged(model) if adapters.present(model) else None
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
     for file in tokenizer.iterdir():
         shutil.copy(file, folder / file.name)
     _limit_tokens(folder / "tokenizer_config.json", int(card["max_tokens"]))
@@ -92,9 +95,13 @@ class Snapshot:
         return next((n for n, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
 
 
-def save_state(moments: dict[str, Tensor], progress: dict[str, Any], folder: Path) -> None:
-    """Write the optimizer's moments (by parameter name), and how far training has come."""
-    save_file(moments, folder / STATE[0])
+def save_state(model: nn.Module, moments: dict[str, Tensor], progress: dict[str, Any], folder: Path) -> None:
+    """Write the optimizer's moments (by parameter name), adapters that are being trained, and how far training is."""
+    state = dict(moments)
+    if adapters.present(model):
+        learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        state |= {f"{name}|{LEARNED}": p.detach().cpu().contiguous() for name, p in learned.items()}
+    save_file(state, folder / STATE[0])
     (folder / STATE[1]).write_text(json.dumps(progress), encoding="utf-8")
 
 
@@ -133,14 +140,18 @@ def _digest(file: Path) -> str:
 
 def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
     """Restore weights and moments in place; returns the progress."""
-    weights = load_file(folder / "model.safetensors")
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    # Tied weights are stored once; anything else missing means the folder is another model's.
-    if unexpected or any(not _is_tied(model, name) for name in missing):
-        raise UserError(f"{folder}: the checkpoint belongs to another network")
     tensors = load_file(folder / STATE[0])
+    if not adapters.present(model):  # else what is in the folder is merged: all that was learned is in the state
+        weights = load_file(folder / "model.safetensors")
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        # Tied weights are stored once; anything else missing means the folder is another model's.
+        if unexpected or any(not _is_tied(model, name) for name in missing):
+            raise UserError(f"{folder}: the checkpoint belongs to another network")
     for name, parameter in model.named_parameters():
         state = {k.split("|")[1]: v for k, v in tensors.items() if k.split("|")[0] == name}
+        learned = state.pop(LEARNED, None)
+        if learned is not None:
+            parameter.data.copy_(learned)
         if state:
             optimizer.state[parameter] = {
                 k: v.clone() if k == "step" else v.to(parameter.device, parameter.dtype).clone()

@@ -25,7 +25,7 @@ from pipeline.train.store import Store, name_of
 VERSION = 2  # raise it whenever the same configuration would train differently
 SILENCE_SECONDS = 120.0  # without a word from the workers, and a person is told
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
-DEFAULT_RATE = {"transformer": 1e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate
+DEFAULT_RATE = {"transformer": 1e-4, "adapters": 5e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Trained:
 
 def learning_rate(config: Config, model: ModelSource) -> float:
     """The configured peak rate, or the recipe's for this kind of model."""
-    return config.train.learning_rate or DEFAULT_RATE[model.kind]
+    kind = "adapters" if model.kind == "transformer" and config.model.lora_rank else model.kind
+    return config.train.learning_rate or DEFAULT_RATE[kind]
 
 
 def fingerprint(config: Config, prepared: Prepared, model: ModelSource) -> str:

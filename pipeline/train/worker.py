@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.data.prepared import Prepared, Tokens
 from pipeline.errors import WorkFailed
 from pipeline.evaluate import metrics
-from pipeline.model import build
+from pipeline.model import adapters, build
 from pipeline.storage import Place, local_folder
 from pipeline.train import batches, checkpoint, failures, recipe
 from pipeline.train.distributed import Exchange, wrap
@@ -59,12 +59,18 @@ def train_worker(job: dict[str, Any]) -> None:
     recipe.freeze(network, settings.freeze_embeddings, settings.freeze_layers)
     if settings.gradient_checkpointing:
         network.gradient_checkpointing_enable()
+    kind, why = precision(settings.precision, device, network.config.model_type)
+    if config.model.lora_rank:
+        on_gpu = device.type == "cuda" and kind == "bf16"
+        adapters.add(
+            network, config.model.lora_rank, config.model.lora_alpha, config.model.lora_dropout,
+            torch.bfloat16 if on_gpu else torch.float32,
+        )  # fmt: skip
     peak = job["learning_rate"]
     optimizer = recipe.optimizer_for(network, peak, settings.weight_decay, settings.layer_decay)
     teller = _Teller(job["tell"] if rank == 0 else None)
     store = Store(Place(job["folder"]), config.train.keep_checkpoints)
     progress = _resume(store, network, optimizer, teller, rank, world, device)
-    kind, why = precision(config.train.precision, device, network.config.model_type)
     writer = None
     if rank == 0:
 

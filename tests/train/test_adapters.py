@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small import network
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from pipeline.model import adapters
+from pipeline import stages
+from pipeline.config import load
+from pipeline.data.tokenize import train_wordpiece
+from pipeline.errors import UserError
+from pipeline.evaluate.classifier import Classifier
+from pipeline.model import adapters, build
 from pipeline.model.first_token import last_layer_of_one_token
+from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
+from pipeline.train import checkpoint, recipe, trainer
 
 
 def decoder() -> Any:
@@ -59,3 +67,53 @@ def test_a_base_of_half_precision() -> None:
     assert kinds == {torch.float32}
     assert model.model.embed_tokens.weight.dtype == torch.bfloat16
     assert {v.dtype for v in adapters.merged(model).values()} == {torch.float32}
+
+
+def test_training_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The model in a checkpoint is merged; what was learned comes back from the state beside it, to the last bit."""
+    first, second = decoder(), decoder()
+    for model in (first, second):
+        adapters.add(model, rank=2, alpha=None, dropout=0.0)
+    optimizer, other = (recipe.optimizer_for(model, 1e-2, 0.01) for model in (first, second))
+    ids = torch.randint(1, 60, (4, 6))
+    first(ids, torch.ones_like(ids), labels=ids[:, 0] % 3).loss.backward()
+    optimizer.step()
+    snapshot = checkpoint.Snapshot(first, optimizer)
+    snapshot.take()
+    checkpoint.save_state(snapshot.model, snapshot.moments, {"step": 1}, tmp_path)
+    assert checkpoint.load_state(second, other, tmp_path) == {"step": 1}
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert len(other.state) == len(optimizer.state) > 0
+
+
+def test_a_decoder_with_adapters_is_trained_and_served(tmp_path: Path, ray_session: None) -> None:
+    words = {"a": "red green blue", "b": "one two three", "c": "north south east"}
+    rows = [f"{words[k]} {i % 17},{k}" for i in range(120) for k in "abc"]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    folder = tmp_path / "decoder"
+    size = train_wordpiece([row.split(",")[0] for row in rows], 300, folder)["vocab_size"]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=size, initializer_range=0.3)).save_pretrained(folder)
+    sets = [
+        f"model.name={folder}", "model.lora_rank=4", "model.max_tokens=16", "train.epochs=8", "train.batch_tokens=256",
+        "train.evaluations=2", "train.learning_rate=0.01", "data.near_duplicates=keep", "data.profile_rows=0",
+    ]  # fmt: skip
+    config = load(None, sets, {"storage": str(tmp_path / "runs"), "data.train": (str(tmp_path / "rows.csv"),)})
+    job = stages.begin(config, short=False)
+    stages.make_prepared(job, None)
+    assert job.prepared is not None
+    trained = trainer.train(job.config, job.prepared, job.model, None, job.run)
+    assert trained.history[-1]["validation_accuracy"] > 0.9
+    names = set(build.load(str(trained.checkpoint)).state_dict())
+    assert not any("lora" in name or "base_layer" in name for name in names)
+    classifier = Classifier.load(str(trained.checkpoint))
+    scores = classifier.probabilities(classifier.all_logits(classifier.encode(["green blue red", "two one"]).ids, 64))
+    assert [classifier.labels[i] for i in scores.argmax(1)] == ["a", "b"]
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    model = LstmForSequenceClassification(LstmConfig(vocab_size=20, hidden=(4,)))
+    with pytest.raises(UserError, match=r"model\.lora_rank: a broadsheet-lstm has no layers that adapters fit"):
+        adapters.add(model, rank=2, alpha=None, dropout=0.0)

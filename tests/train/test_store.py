@@ -254,7 +254,8 @@ from pipeline.train.store import Store
 store = Store(Place.of(sys.argv[1]), 2)
 for step, size in ((1, 1_000), (2, 1_000_000)):
     try:
-        store.write(step, None, lambda folder: checkpoint.save_state({"w": torch.zeros(size)}, {}, folder))
+        state = torch.nn.Identity(), {"w": torch.zeros(size)}, {}
+        store.write(step, None, lambda folder: checkpoint.save_state(*state, folder))
     except WorkFailed as e:
         print(e)
 with store.opened(1) as (_, damage):
