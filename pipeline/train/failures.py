@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.exceptions import LocalRayletDiedError, RayActorError
 from ray.train import UserCallback
 from torch import Tensor, nn
 
@@ -211,4 +212,6 @@ def stopped(error: Exception, work: Place) -> UserError | WorkFailed:
         if reason:
             return WorkFailed(reason)
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if any(isinstance(e, (RayActorError, LocalRayletDiedError)) for e in chain(error)):
+        last = "Ray went away under it (a node was lost, or its raylet was killed)"
     return WorkFailed(f"training stopped: {last}. Checkpoints so far are in {work}; the same command resumes")

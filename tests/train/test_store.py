@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from pipeline.errors import WorkFailed
 from pipeline.storage import Place
@@ -194,6 +194,13 @@ def test_what_is_final_and_what_is_tried_again() -> None:
         "training failed 4 times in a row without a new checkpoint in between (boom); "
         "the checkpoint after step 30 is kept"
     )
+
+
+def test_a_lost_ray_in_words() -> None:
+    said = failures.stopped(ActorDiedError(), Place.of("/data/run"))
+    assert str(said).startswith("training stopped: Ray went away under it (a node was lost, or its raylet was killed).")
+    assert "Checkpoints so far are in /data/run; the same command resumes" in str(said)
+    assert "the disk is full" in str(failures.stopped(OSError(errno.ENOSPC, "No space left on device"), Place("/data")))
 
 
 def test_the_policy_counts_failures_without_progress(tmp_path: Path) -> None:
