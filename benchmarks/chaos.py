@@ -80,11 +80,15 @@ def prepare(data: Path, left: int, generator: random.Random, temporary: Path, lo
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
-            victims = [process.pid] if target == "driver" else processes(process.pid, worker)
+            victims = [process.pid]
+            if target == "worker":  # Ray may still be starting
+                while not (victims := processes(process.pid, worker)) and process.poll() is None:
+                    time.sleep(0.1)
             if victims:
                 os.kill(generator.choice(victims), signal.SIGKILL)
                 left -= 1
                 rows.append({"target": target, "after_s": round(after, 2)})
+                print(rows[-1], flush=True)
         code = process.wait()
         if code not in (0, -signal.SIGKILL):
             sys.exit(f"it ended with {code}:\n{(temporary / 'log').read_text()[-3000:]}")
