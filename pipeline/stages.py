@@ -212,8 +212,8 @@ def _evaluate(job: Job, address: str | None) -> None:
 def _show_evaluation(
     where: Place, prepared: Prepared, out: Place, address: str | None, extra: dict[str, Any]
 ) -> dict[str, float]:
+    from pipeline.evaluate import baseline, report, slices
     from pipeline.evaluate import evaluate as evaluation
-    from pipeline.evaluate import report, slices
 
     done = evaluation.evaluate(where, prepared, out, address, extra)
     test = done.metrics["test"]
@@ -226,6 +226,10 @@ def _show_evaluation(
         "evaluate",
         f"accuracy {test['accuracy']:.4f} (95% {low:.4f} to {high:.4f}), macro F1 {test['macro_f1']:.4f}",
     )
+    if linear := done.metrics["baseline"]:
+        console.say("evaluate", baseline.line(linear, test["accuracy"]))
+    if weak := baseline.warning(linear, test["accuracy"]):
+        console.warn("evaluate", weak)
     scaling = done.metrics["calibration"]
     before, after = scaling["before"]["ece"], scaling["after"]["ece"]
     console.say("evaluate", f"calibration error {before:.4f}, at temperature {scaling['temperature']:g} {after:.4f} "

@@ -227,6 +227,17 @@ def test_the_global_batch_gives_the_same_training_on_one_worker(done: stages.Job
     )
 
 
+def test_the_linear_baseline_and_the_linear_model(done: stages.Job, config: Config) -> None:
+    figures = json.loads((done.run / "metrics.json").read_text())["baseline"]
+    assert figures["trained_on"] > 200
+    assert figures["accuracy"] > 0.9
+    assert "linear baseline" in (done.run / "report" / "index.html").read_text()
+    linear = stages.run(config.updated({"name": "linear", "model.name": "linear"}), full=True, address=None)
+    figures = json.loads((linear.run / "metrics.json").read_text())
+    assert figures["test"]["accuracy"] > 0.9
+    assert figures["baseline"] is None
+
+
 def test_predict_keeps_every_row(
     done: stages.Job, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

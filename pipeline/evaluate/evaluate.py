@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.data.prepared import Head, Prepared
 from pipeline.errors import UserError
 from pipeline.evaluate import (
+    baseline,
     calibration,
     data_report,
     energy,
@@ -34,10 +35,11 @@ from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint, model_card
 
-VERSION = 3  # raise it whenever the same checkpoint and data would give other files
+VERSION = 4  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
+_IN_REPORT = ("test", "validation", "baseline", "split", "intervals", "calibration", "slices", "energy")
 VALIDATION_ROWS = 5_000  # or a shard more: enough for one temperature, and it costs as much as so many test rows
 
 
@@ -117,10 +119,12 @@ def evaluate(
     near = evidence.examine(classifier, where, prepared, wrong, evidence_rows if ours else 0)
     explained = explain.of_sample(classifier, prepared, split, held_out.ids, held_out.labels, probabilities)
     training = card.get("training", {})
+    linear = baseline.baseline(card, prepared, split, address)
     figures = {
         "test": test,
         "validation": card["metrics"]["validation"],
         "intervals": intervals.of_confusion(test["confusion"], prepared.labels, seed),
+        "baseline": linear,
         "calibration": calibration.report(held_out.labels, held_out.logits, 1.0, temperature, how),
         "slices": parts,
         "suspects": counted,
@@ -136,17 +140,17 @@ def evaluate(
     stages = known_stages | extra.get("stages", {}) | {"evaluate": time.monotonic() - began}
     figures["energy"] = energy.estimate(sum(stages.values()), cluster.connect(address))
     data_facts = data_report.facts(prepared, config.data)
-    weak = slices.warning(parts)
+    weak = [w for w in (baseline.warning(linear, test["accuracy"]), slices.warning(parts)) if w]
     page = report.write_html(
         {
             "title": f"{model_card.data_name(card)} · {card['config']['model']['name']}",
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "version": card["versions"]["broadsheet"],
-            **{k: figures[k] for k in ("test", "validation", "split", "intervals", "calibration", "slices", "energy")},
+            **{k: figures[k] for k in _IN_REPORT},
             "history": training.get("history"),
             "loss_curve": [[h["step"], h["loss"]] for h in training.get("history", [])],
             **data_facts,
-            "warnings": ([weak] if weak else []) + data_facts["warnings"],
+            "warnings": weak + data_facts["warnings"],
             "trained_on": figures["rows"]["trained_on"],
             "data_line": extra.get("data_line"),
             "mistakes": wrong,

@@ -143,7 +143,7 @@ def logits(model: LinearForSequenceClassification, tokens: Tokens) -> npt.NDArra
     row, hashed = _ngrams(tokens, config.excluded, config.ngrams)
     at, known = lookup(model.hashes, hashed)
     matrix = _weighed(_counts(row[known], at[known], len(tokens), len(model.hashes)), model.idf)
-    return np.asarray(matrix @ model.weight.numpy() + model.bias.numpy(), np.float32)
+    return np.asarray(matrix @ model.weight.detach().numpy() + model.bias.detach().numpy(), np.float32)
 
 
 def _set(model: LinearForSequenceClassification, weight: Any, bias: Any) -> None:
