@@ -61,7 +61,7 @@ class EvaluateConfig(Section):
     """What evaluation does besides scoring."""
 
     evidence_rows: int = Field(
-        4_000,
+        2_000,
         ge=0,
         description="Training rows (a stratified sample) in the index that finds a text's nearest ones; 0: no index.",
     )

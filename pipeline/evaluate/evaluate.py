@@ -40,7 +40,7 @@ MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
 _IN_REPORT = ("test", "validation", "baseline", "split", "intervals", "calibration", "slices", "energy")
-VALIDATION_ROWS = 5_000  # or a shard more: enough for one temperature, and it costs as much as so many test rows
+VALIDATION_ROWS = 2_000  # or a shard more: enough for one temperature, and it costs as much as so many test rows
 
 
 @dataclass(frozen=True)

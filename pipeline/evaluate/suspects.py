@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import sparse
 
 from pipeline.data.prepared import Head, Prepared, Tokens
+from pipeline.train.linear import features
 
 MAX_ROWS = 50_000  # training rows that are looked at
 MAX_WORK = 2_000_000  # rows times classes: more classes, fewer rows
 FOLDS = 5
-BUCKETS = 1 << 18  # of hashed n-grams
+NGRAMS = 2
 COLUMNS = ("id", "split", "text", "label", "suggested", "confidence")
 TEXT_CHARACTERS = 500
 
@@ -82,23 +82,6 @@ def find(labels: Ints, probabilities: Floats) -> Found:
     return Found(at[by], confident[at][by], margin[by], noise)
 
 
-def ngrams(tokens: Tokens) -> Any:
-    """Hashed single tokens and pairs of neighbours, tf-idf with damped counts, of unit length, [rows, BUCKETS]."""
-    from sklearn.feature_extraction.text import TfidfTransformer
-
-    ids, rows = tokens.ids.astype(np.uint64), np.repeat(np.arange(len(tokens)), tokens.lengths)
-    pairs = ids[:-1] * np.uint64(0x9E3779B97F4A7C15) + ids[1:] * np.uint64(0xC2B2AE3D27D4EB4F)
-    pairs ^= pairs >> np.uint64(29)
-    inside = rows[:-1] == rows[1:]
-    column = np.concatenate([ids * np.uint64(0x9E3779B1), pairs[inside]]) % np.uint64(BUCKETS)
-    row = np.concatenate([rows, rows[:-1][inside]])
-    table = sparse.csr_array(
-        (np.ones(len(row), np.float32), (row, column.astype(np.int64))), shape=(len(tokens), BUCKETS)
-    )
-    table.sum_duplicates()
-    return TfidfTransformer(sublinear_tf=True).fit_transform(table)
-
-
 def cross_validated(tokens: Tokens, classes: int, seed: int) -> tuple[Ints, Floats]:
     """Out-of-sample probabilities of training rows from a linear model on n-grams of tokens, in five folds.
 
@@ -121,8 +104,8 @@ def cross_validated(tokens: Tokens, classes: int, seed: int) -> tuple[Ints, Floa
         return np.empty(0, np.int64), np.empty((0, classes))
     model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=6, tol=None, random_state=seed)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    features = ngrams(tokens)[rows]
-    found = cross_val_predict(model, features, tokens.labels[rows], cv=folds, method="predict_proba", n_jobs=1)
+    table = features(tokens, [], NGRAMS).matrix[rows]
+    found = cross_val_predict(model, table, tokens.labels[rows], cv=folds, method="predict_proba", n_jobs=1)
     full = np.zeros((len(rows), classes))
     full[:, np.flatnonzero(known)] = found
     return rows, full

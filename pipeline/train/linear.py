@@ -37,6 +37,7 @@ MAX_WEIGHTS = 50_000_000  # n-grams x labels: 200 MB
 MIN_ROWS = 2  # n-grams of a single row have no weight
 PENALTY = 1.0  # C of LinearSVC: loss against the weights' squares
 TOLERANCE = 0.01
+_NOTHING = "the linear model has nothing to learn from: the training rows hold no words, or one label only"
 MARGIN_SCALE = 3.0  # logits per margin where validation rows are too few to tell
 
 
@@ -94,47 +95,75 @@ def fit(
     """
     from sklearn.svm import LinearSVC
 
-    row, hashed = _ngrams(train, excluded, longest)
-    unique, inverse = torch.unique(hashed, return_inverse=True)
-    counts = _counts(row, inverse, len(train), len(unique))
-    in_rows = np.bincount(counts.indices, minlength=len(unique))
-    kept = _kept(in_rows, MAX_WEIGHTS // len(names))
     classes = np.unique(train.labels)
-    if not len(kept) or len(classes) < 2:
-        raise WorkFailed(
-            "the linear model has nothing to learn from: the training rows hold no words, or one label only"
-        )
-    hashes = unique[torch.from_numpy(kept)]
-    idf = torch.from_numpy(np.log((1 + len(train)) / (1 + in_rows[kept])) + 1).float()
-    matrix = _weighed(counts[:, kept], idf)
+    if len(classes) < 2 or not len(train.ids):
+        raise WorkFailed(_NOTHING)
+    found = features(train, excluded, longest, MAX_WEIGHTS // len(names))
+    if not len(found.hashes):
+        raise WorkFailed(_NOTHING)
     weights = recipe.class_weights(class_weights, names, train.labels)
     each = None if weights is None else {int(c): float(weights[c]) for c in classes}
     solver = LinearSVC(C=PENALTY, tol=TOLERANCE, dual=True, random_state=seed, class_weight=each)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged after 1,000 passes: the weights are good enough
-        solver.fit(matrix, train.labels)
+        solver.fit(found.matrix, train.labels)
     coefficients, intercepts = solver.coef_, solver.intercept_
     if len(classes) == 2:  # one separating plane for two labels
         coefficients, intercepts = np.concatenate([-coefficients, coefficients]), np.append(-intercepts, intercepts)
-    weight = np.zeros((len(kept), len(names)), np.float32)
+    weight = np.zeros((len(found.hashes), len(names)), np.float32)
     bias = np.full(len(names), -1.0 + min(0.0, float(intercepts.min())), np.float32)  # labels without a row
     weight[:, classes], bias[classes] = coefficients.T, intercepts
     labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     model = LinearForSequenceClassification(
         LinearConfig(
-            ngrams=longest, features=len(kept), excluded=excluded, pad_token_id=pad_id,
+            ngrams=longest, features=len(found.hashes), excluded=excluded, pad_token_id=pad_id,
             problem_type="single_label_classification", **labels,
         )
     )  # fmt: skip
-    model.hashes.copy_(hashes)
-    model.idf.copy_(idf)
+    model.hashes.copy_(found.hashes)
+    model.idf.copy_(found.idf)
     _set(model, weight, bias)
     scale = _scale(model, validation) if validation is not None else MARGIN_SCALE
     _set(model, weight * scale, bias * scale)
     model.train(False)
-    loss = _loss(matrix @ model.weight.numpy() + bias * scale, train.labels)
+    loss = _loss(found.matrix @ model.weight.numpy() + bias * scale, train.labels)
+    return Fitted(model, int(np.max(solver.n_iter_)), loss, found.left_out)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows as weighed n-grams.
+
+    Attributes:
+        hashes: of the n-grams that have a column, sorted, [n-grams].
+        idf: [n-grams].
+        matrix: [rows, n-grams], each row of length 1 (or empty).
+        left_out: n-grams of two rows or more that have none, or there would be too many.
+    """
+
+    hashes: torch.Tensor
+    idf: torch.Tensor
+    matrix: scipy.sparse.csr_matrix
+    left_out: int
+
+
+def features(tokens: Tokens, excluded: list[int], longest: int, most: int = MAX_WEIGHTS) -> Features:
+    """TF-IDF of the n-grams that occur in two rows or more (in any, where none does).
+
+    Args:
+        tokens: the rows.
+        excluded: token ids that are no words.
+        longest: n of the n-grams.
+        most: columns; the most frequent n-grams get them.
+    """
+    row, hashed = _ngrams(tokens, excluded, longest)
+    unique, inverse = torch.unique(hashed, return_inverse=True)
+    counts = _counts(row, inverse, len(tokens), len(unique))
+    in_rows = np.bincount(counts.indices, minlength=len(unique))
+    kept = _kept(in_rows, most)
+    idf = torch.from_numpy(np.log((1 + len(tokens)) / (1 + in_rows[kept])) + 1).float()
     left_out = max(0, int((in_rows >= MIN_ROWS).sum()) - len(kept))
-    return Fitted(model, int(np.max(solver.n_iter_)), loss, left_out)
+    return Features(unique[torch.from_numpy(kept)], idf, _weighed(counts[:, kept], idf), left_out)
 
 
 def logits(model: LinearForSequenceClassification, tokens: Tokens) -> npt.NDArray[np.float32]:

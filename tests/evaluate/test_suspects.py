@@ -82,14 +82,6 @@ def test_classes_too_small_for_the_folds_are_left_out() -> None:
     assert len(alone[0]) == 0
 
 
-def test_ngrams_stay_inside_their_text() -> None:
-    tokens = Tokens(np.array([5, 6, 7, 5, 6], np.int32), np.array([0, 2, 2, 3, 5]), np.zeros(4, int))
-    table = suspects.ngrams(tokens).toarray()
-    assert (table[0] == table[3]).all()
-    assert [int((row > 0).sum()) for row in table] == [3, 0, 1, 3]
-    assert np.linalg.norm(table[0]) == pytest.approx(1.0, abs=1e-6)
-
-
 def test_the_csv_reads_back() -> None:
     row = {"id": "a.csv:2", "split": "train", "text": 'say "x",\ny', "label": "a", "suggested": "b", "confidence": 0.5}
     (back,) = csv.DictReader(io.StringIO(suspects.to_csv([row])))

@@ -189,3 +189,11 @@ def test_balanced_classes_pull_towards_the_rare_one() -> None:
 
     assert margin(balanced) > margin(plain)
     assert math.isfinite(margin(balanced))
+
+
+def test_ngrams_stay_inside_their_text() -> None:
+    tokens = Tokens(np.array([5, 6, 7, 5, 6], np.int32), np.array([0, 2, 2, 3, 5]), np.zeros(4, int))
+    table = linear.features(tokens, [], 2).matrix.toarray()
+    assert (table[0] == table[3]).all()
+    assert [int((row > 0).sum()) for row in table] == [3, 0, 0, 3], "7 is in one row only"
+    assert np.linalg.norm(table[0]) == pytest.approx(1.0, abs=1e-6)
