@@ -158,7 +158,12 @@ def _forget(error: BaseException, device: torch.device) -> None:
 
 
 def probe_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, lengths: batches.Rows, kind: str, world: int
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lengths: batches.Rows,
+    kind: str,
+    world: int,
+    micro_tokens: int | None = None,
 ) -> Callable[[int], None]:
     """What ``explained`` tries: forward and backward over the longest rows that a budget allows, then room for moments.
 
@@ -170,6 +175,7 @@ def probe_step(
         lengths: tokens of each row.
         kind: 'bf16' or 'fp32'.
         world: ranks that share a batch.
+        micro_tokens: of one forward pass, if a share is done in pieces.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     device = parameters[0].device
@@ -181,6 +187,8 @@ def probe_step(
         _release(device)
         first = batches.cut(np.arange(len(longest)), longest, budget)[0]
         rows = batches.share(first, 0, world)
+        if micro_tokens:
+            rows = batches.cut(rows, longest[rows], micro_tokens)[0]
         shape = (len(rows), max(1, int(longest[rows[0]])))
         moments: list[Tensor] = []
         try:

@@ -152,7 +152,7 @@ def train_worker(job: dict[str, Any]) -> None:
             _report(entry, written)
             teller.tell({"kind": "evaluation", **entry})
     except Exception as e:
-        probe = failures.probe_step(network, optimizer, train.lengths, kind, world)
+        probe = failures.probe_step(network, optimizer, train.lengths, kind, world, settings.micro_batch_tokens)
         raise failures.explained(e, device, config.train.batch_tokens, probe) from None
     teller.tell({"kind": "end"})
 
