@@ -62,7 +62,8 @@ def initial(
             LstmConfig(
                 vocab_size=vocab_size, embedding_dim=model.embedding_dim, hidden=model.hidden,
                 bidirectional=model.bidirectional, pooling=model.pooling, pad_token_id=pad_id,
-                dropout=LSTM_DROPOUT if model.dropout is None else model.dropout, **names,
+                dropout=LSTM_DROPOUT if model.dropout is None else model.dropout, token_dropout=model.token_dropout,
+                **names,
             )
         )  # fmt: skip
     try:

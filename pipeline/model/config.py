@@ -40,4 +40,9 @@ class ModelConfig(Section):
     embedding_dim: int = Field(128, ge=8, description="lstm: width of the token embedding.")
     hidden: tuple[int, ...] = Field((128, 64), min_length=1, description="lstm: units of each LSTM layer.")
     bidirectional: bool = Field(True, description="lstm: read the text in both directions.")
-    pooling: Literal["mean", "max", "last"] = Field("max", description="lstm: how the states become one vector.")
+    pooling: Literal["mean", "max", "both", "last"] = Field(
+        "max", description="lstm: how the states become one vector ('both': mean and max side by side)."
+    )
+    token_dropout: float = Field(
+        0.0, ge=0, lt=1, description="lstm: share of the tokens of a training row that are not seen."
+    )

@@ -29,6 +29,7 @@ class LstmConfig(PretrainedConfig):
         bidirectional: bool = True,
         pooling: str = "max",
         dropout: float = 0.3,
+        token_dropout: float = 0.0,
         pad_token_id: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -39,6 +40,7 @@ class LstmConfig(PretrainedConfig):
         self.bidirectional = bidirectional
         self.pooling = pooling
         self.dropout = dropout
+        self.token_dropout = token_dropout
         self.pad_token_id = pad_token_id
 
 
@@ -59,7 +61,8 @@ class LstmForSequenceClassification(PreTrainedModel):
             nn.LSTM(width, hidden, batch_first=True, bidirectional=config.bidirectional)
             for width, hidden in zip(widths, config.hidden, strict=False)
         )
-        self.classifier = nn.Linear(widths[-1], int(config.num_labels or 2))
+        pooled = widths[-1] * (2 if config.pooling == "both" else 1)
+        self.classifier = nn.Linear(pooled, int(config.num_labels or 2))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,23 +96,26 @@ class LstmForSequenceClassification(PreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         lengths = attention_mask.sum(1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(
-            self.dropout(self.embedding(input_ids)), lengths, batch_first=True, enforce_sorted=False
-        )
+        embedded = self.dropout(self.embedding(input_ids))
+        if self.training and self.config.token_dropout:
+            kept = torch.rand(input_ids.shape, device=embedded.device) >= self.config.token_dropout
+            embedded = embedded * kept[..., None]
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         last: Tensor | None = None
         for layer in self.layers:
             packed, (state, _cell) = layer(packed)
             last = torch.cat(list(state), dim=-1)
         states, _lengths = pad_packed_sequence(packed, batch_first=True)
         mask = attention_mask[:, : states.shape[1], None].to(states.dtype)
-        if self.config.pooling == "max":
-            pooled = states.masked_fill(mask == 0, float("-inf")).amax(1)
-        elif self.config.pooling == "mean":
-            pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-        else:
+        pooled: list[Tensor] = []
+        if self.config.pooling in ("max", "both"):
+            pooled.append(states.masked_fill(mask == 0, float("-inf")).amax(1))
+        if self.config.pooling in ("mean", "both"):
+            pooled.append((states * mask).sum(1) / mask.sum(1).clamp(min=1))
+        if self.config.pooling == "last":
             assert last is not None
-            pooled = last
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)))
+            pooled.append(last)
+        return SequenceClassifierOutput(logits=self.classifier(self.dropout(torch.cat(pooled, -1))))
 
 
 AutoConfig.register(LstmConfig.model_type, LstmConfig)
