@@ -58,6 +58,11 @@ def begin(config: Config, short: bool) -> Job:
             console.say("data", f"short job ({words}); --full takes all rows and epochs")
     if recipe := source.recipe(given):
         config = config.updated(recipe)
+    run = Place.of(config.storage) / config.name
+    if config.data.corrections and str(Place.of(config.data.corrections)).startswith(f"{run}/"):
+        raise UserError(
+            f"data.corrections: copy {config.data.corrections} out of {run} first: evaluating this run writes over it"
+        )
     preparation.plan(config)  # a wrong file is told before a model is fetched
     model = source.resolve(config.model.name)
     return Job(config, model, line)

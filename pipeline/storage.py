@@ -186,10 +186,21 @@ class Place:
         names = sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
         return [self / n for n in names if not n.startswith(".")]
 
-    def sweep(self) -> None:
-        """Remove what a killed ``write_bytes`` left below this folder."""
+    def is_vacant(self) -> bool:
+        """Whether there is nothing here, hidden files and folders included."""
         if self.is_local:
-            for left in Path(self.uri).rglob(".*.*"):
+            path = Path(self.uri)
+            return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        return not self.exists() or not (self.is_file() or self.files() or self.folders())
+
+    def sweep(self, pattern: str = "**/.*.*") -> None:
+        """Remove what a killed ``write_bytes`` left in this folder, which must be ours.
+
+        Args:
+            pattern: of the files, relative to the folder.
+        """
+        if self.is_local:
+            for left in Path(self.uri).glob(pattern):
                 if left.is_file():
                     left.unlink()
 

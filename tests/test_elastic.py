@@ -14,9 +14,14 @@ from pathlib import Path
 import pytest
 from conftest import unused_port
 
+from pipeline.data.prepared import Prepared
+from pipeline.train.batches import Plan
+
+EPOCHS = 240
 SETS = [
-    "model.vocab_size=300", "model.embedding_dim=16", "model.hidden=[32]", "train.epochs=300", "train.batch_tokens=64",
-    "train.evaluations=3", "train.workers=2", "train.checkpoint_seconds=1",
+    "model.vocab_size=300", "model.embedding_dim=16", "model.hidden=[32]", f"train.epochs={EPOCHS}",
+    "train.batch_tokens=64", "train.evaluations=3", "train.workers=2", "train.min_workers=1",
+    "train.checkpoint_seconds=1",
 ]  # fmt: skip
 PATIENCE = 240.0
 
@@ -81,18 +86,14 @@ def test_a_lost_node_comes_back(tmp_path: Path, nodes: Nodes) -> None:
     rows = [f"{words[k]} {i},{k}" for i in range(90) for k in "abc"]
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
 
-    def command(name: str, *sets: str) -> list[str]:
-        items = [word for item in (*SETS, *sets) for word in ("--set", item)]
-        where = ["--data", f"{tmp_path}/rows.csv", "--storage", f"{tmp_path}/runs", "--model", "lstm", "--name", name]
-        return [sys.executable, "-m", "broadsheet", "train", "--address", nodes.address, *where, *items]
-
+    items = [word for item in SETS for word in ("--set", item)]
+    where = ["--data", f"{tmp_path}/rows.csv", "--storage", f"{tmp_path}/runs", "--model", "lstm", "--name", "elastic"]
+    command = [sys.executable, "-m", "broadsheet", "train", "--address", nodes.address, *where, *items]
     nodes.add()
     second = nodes.add()
     log = tmp_path / "elastic.log"
     with log.open("wb") as out:
-        training = subprocess.Popen(
-            command("elastic", "train.min_workers=1"), cwd=tmp_path, env=nodes.environment, stdout=out, stderr=out
-        )
+        training = subprocess.Popen(command, cwd=tmp_path, env=nodes.environment, stdout=out, stderr=out)
     try:
         wait_for(lambda: bool(list(tmp_path.glob("runs/elastic/train/*/checkpoint_*/checkpoint.json"))), training)
         nodes.lose(second)
@@ -105,14 +106,13 @@ def test_a_lost_node_comes_back(tmp_path: Path, nodes: Nodes) -> None:
             training.kill()
             training.wait()
 
-    calm = subprocess.run(command("calm"), cwd=tmp_path, env=nodes.environment, capture_output=True, timeout=PATIENCE)
-    assert calm.returncode == 0, calm.stderr
-    elastic, undisturbed = (
-        json.loads((tmp_path / f"runs/{name}/checkpoint/broadsheet.json").read_text())["training"]
-        for name in ("elastic", "calm")
+    facts = json.loads((tmp_path / "runs/elastic/checkpoint/broadsheet.json").read_text())["training"]
+    # However many workers there were, the steps are those of the plan, which holds every row once an epoch.
+    (prepared,) = (tmp_path / "runs/prepared").glob("*/manifest.json")
+    lengths = Prepared.open(prepared.parent).tokens("train").lengths
+    plan = Plan(lengths, 64, EPOCHS, seed=17)
+    assert facts["steps"] == plan.steps
+    assert [entry["epoch"] for entry in facts["history"]] == pytest.approx(
+        [EPOCHS / 3, 2 * EPOCHS / 3, EPOCHS], abs=0.5
     )
-    # The same steps over the same rows; float sums in another order.
-    for one, other in zip(elastic["history"], undisturbed["history"], strict=True):
-        assert (one["step"], one["epoch"]) == (other["step"], other["epoch"])
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.05, abs=0.01)
-        assert one["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.05)
+    assert facts["history"][-1]["validation_accuracy"] > 0.95

@@ -22,6 +22,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place, put_folder
 from pipeline.train import trainer
+from pipeline.train.store import Store
 from tune import space
 from tune.record import Recorder, best_of, table
 
@@ -172,13 +173,11 @@ def _search(
 
 def _keep(best: dict[str, Any], folder: Place) -> None:
     """Export the winner's best checkpoint, without the state that only resuming needs."""
-    import ray.train
-
-    saved = ray.train.Checkpoint(best["checkpoint"]) if "://" in best["checkpoint"] else None
-    source = saved.to_directory() if saved is not None else best["checkpoint"]
-    with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
+    # Not the very one that was reported: a better one may have come after, and taken its place.
+    store = Store(Place.of(best["checkpoint"]).parent, 1)
+    with trainer.best_checkpoint(store) as source, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
         out = Path(temporary) / "best"
-        trainer.export(Path(source), out, {"point": best["point"], "trial": best["trial"], "history": best["history"]})
+        trainer.export(source, out, {"point": best["point"], "trial": best["trial"], "history": best["history"]})
         put_folder(out, folder / "best")
 
 

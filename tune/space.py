@@ -61,6 +61,7 @@ def trial_config(config: Config, point: dict[str, float]) -> Config:
         "train.epochs": tune.epochs,
         "train.evaluations": tune.evaluations,
         "train.workers": tune.workers,
+        "train.min_workers": None,
         "train.max_failures": 1,
     }
     if tune.max_rows is not None:

@@ -59,6 +59,12 @@ def load(config: DataConfig) -> Corrections | None:
         if rows and column not in rows[0]:
             shown = ", ".join(str(name) for name in rows[0])
             raise UserError(f"data.corrections: {file} has no column '{column}'; its columns are: {shown}")
+    for number, row in enumerate(rows, 2):
+        if None in row or any(row[column] is None for column in COLUMNS):
+            raise UserError(
+                f"data.corrections: row {number} of {file} has more or fewer fields than its header names; to drop a "
+                "row of the data, leave 'suggested' empty"
+            )
     ids = [(row["id"] or "").strip() for row in rows]
     labels = [(row["suggested"] or "").strip() for row in rows]
     twice = [name for name, n in Counter(ids).items() if n > 1]

@@ -19,6 +19,8 @@ from pipeline.model.source import LINEAR
 from pipeline.storage import local_folder
 from pipeline.train import batches, linear
 
+MAX_TRUNCATED = 0.02  # share of rows; fewer make no difference
+MAX_TEXTS = 1_000_000
 MAX_UNKNOWN = 0.01  # share of tokens; beyond it the run's vocabulary is not one for these texts
 
 
@@ -80,7 +82,8 @@ def _tokens(prepared: Prepared, split: str, config: Config) -> tuple[Tokens, Tok
     """
     profile = prepared.profile["tokens"]["train"]
     strange = profile.get("unknown_share", 0.0) > MAX_UNKNOWN and config.model.name != "lstm"
-    short = profile["truncated"] > 0
+    rows = prepared.rows("train")
+    short = profile["truncated"] > MAX_TRUNCATED * rows and rows <= MAX_TEXTS  # texts are held in memory
     with local_folder(prepared.place / "tokenizer") as folder, tempfile.TemporaryDirectory() as temporary:
         train = linear.take(prepared.tokens("train"), config.train.max_rows, config.seed)
         if not (strange or short):

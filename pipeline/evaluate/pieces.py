@@ -91,11 +91,12 @@ def agree(out: Place, wanted: dict[str, Any]) -> dict[str, Any]:
     """
     file = out / PLAN
     if not file.exists():
-        if out.exists() and (out.is_file() or out.files()):
+        if not out.is_vacant():
             raise UserError(f"--out {out} is not an empty folder: name a new one")
         out.mkdir()
         file.write_text(json.dumps(wanted, ensure_ascii=False, indent=1) + "\n")
         return wanted
+    out.sweep(".part-*.parquet.*")
     try:
         known = json.loads(file.read_text())
         difference = _difference(known, wanted)

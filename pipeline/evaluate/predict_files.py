@@ -66,7 +66,6 @@ def predict_files(
     if (out / pieces.SUCCESS).exists():
         facts = json.loads((out / pieces.SUCCESS).read_text())
         return {**{k: facts[k] for k in ("rows", "errors", "parts")}, "out": str(out), "reused": True}
-    out.sweep()
     done = frozenset(f.name for f in out.files(".parquet"))
     if done:
         console.say("predict", f"going on with an attempt that was cut off: {len(done):,} parts are finished")

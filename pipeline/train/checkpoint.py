@@ -68,11 +68,12 @@ class Snapshot:
         network: the model (unwrapped). A twin of it holds the copied weights, so that whatever can be saved of the
             model can be saved of the copy.
         optimizer: over its parameters.
+        twin: a copy of it in host memory, made before it went to its device; None: made here.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, twin: nn.Module | None = None) -> None:
         self._network, self._optimizer = network, optimizer
-        self.model = copy.deepcopy(network).to("cpu")
+        self.model = twin if twin is not None else copy.deepcopy(network).to("cpu")
         self.moments: dict[str, Tensor] = {}
 
     def take(self) -> None:
@@ -154,7 +155,8 @@ def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path)
             parameter.data.copy_(learned)
         if state:
             optimizer.state[parameter] = {
-                k: v.clone() if k == "step" else v.to(parameter.device, parameter.dtype).clone()
+                # Fused kernels want the step on the parameter's device, too.
+                k: v.to(parameter.device, v.dtype if k == "step" else parameter.dtype).clone()
                 for k, v in state.items()
             }
     return json.loads((folder / STATE[1]).read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -128,7 +129,7 @@ def explained(error: Exception, device: torch.device, budget: int, probe: Callab
         error: raised by the training on this rank.
         device: of the rank.
         budget: tokens of a batch as configured.
-        probe: takes a step with the given budget, on this rank alone.
+        probe: takes a step with the given budget, on this rank alone; None where that cannot be.
     """
     if cluster.raised(error) is not None:
         return error
@@ -146,8 +147,13 @@ def explained(error: Exception, device: torch.device, budget: int, probe: Callab
         return True
 
     _forget(error, device)
-    found = fitting(budget, fits) if probe is not None else budget // 2
-    return WorkFailed(out_of_memory(str(device), budget, found, tried=probe is not None))
+    found, tried = budget // 2, False
+    if probe is not None:
+        try:
+            found, tried = fitting(budget, fits), True
+        except Exception as e:  # what the probe met must not hide why training stopped
+            logging.getLogger(__name__).warning("the probe for memory failed: %s", e)
+    return WorkFailed(out_of_memory(str(device), budget, found, tried))
 
 
 def _forget(error: BaseException, device: torch.device) -> None:

@@ -88,4 +88,6 @@ def class_weights(
             what = f"no label is called {unknown[0]!r}" if unknown else f"label {missing[0]!r} has no weight"
             raise UserError(f"train.class_weights: {what}; give each of {', '.join(names[:10])} a weight")
         weights = np.array([wanted[name] for name in names], np.float64)
+        if not np.isfinite(weights).all() or (weights < 0).any() or not (weights * counts).sum() > 0:
+            raise UserError("train.class_weights: weights are numbers from 0 up, and one at least is above 0")
     return torch.tensor(weights * len(labels) / (weights * counts).sum(), dtype=torch.float32)

@@ -204,10 +204,11 @@ class Writer:
         began = time.monotonic()
         if self._running is not None:
             self._running.result()
+        free = time.monotonic()
         self._snapshot.take()
         self._last = time.monotonic()
-        self._last_stall = self._last - began
-        self.stalled += self._last_stall
+        self._last_stall = self._last - free  # what every checkpoint costs; the wait comes of two at once
+        self.stalled += self._last - began
         progress = {**progress, "stalled": round(self.stalled, 4)}
         self._running = self._thread.submit(self._write, progress, card, score)
         return self._running

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,25 +62,41 @@ class Tracking(UserCallback):
         """The lines so far."""
         if not self.file.exists():
             return []
-        lines = [json.loads(line) for line in self.file.read_text().splitlines()]
-        return [line for line in lines if line["training"] == self.training]
+        lines: list[Entry] = []
+        for line in self.file.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a person may have been at it
+                lines.append(json.loads(line))
+        return [line for line in lines if isinstance(line, dict) and line.get("training") == self.training]
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Ray Train calls this when all workers have reported; all of them report the same figures."""
-        known = self.entries()
-        entry = {"training": self.training, "time": datetime.now(timezone.utc).isoformat(), **metrics[0]}
-        entry["step"] = int(entry["step"])
-        if any(line["step"] == entry["step"] for line in known):  # a resumed training comes past it once more
-            return
-        lines = sorted([*known, entry], key=lambda line: line["step"])
-        # The whole file anew: it is small, and appears at once on object stores, too.
-        self.file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        for store in self.stores:
-            with contextlib.suppress(Exception):  # ``end`` makes up for it, and tells
-                store.log(entry)
+        for entry in self._add(metrics[:1]):
+            for store in self.stores:
+                with contextlib.suppress(Exception):  # ``end`` makes up for it, and tells
+                    store.log(entry)
 
-    def end(self) -> None:
-        """Bring the stores up to the JSON lines; one that fails costs a warning, not the training."""
+    def _add(self, history: Sequence[dict[str, Any]]) -> list[Entry]:
+        """Write the evaluations that have no line yet; returns those."""
+        known = self.entries()
+        there = {line["step"] for line in known}  # a resumed training comes past a step once more
+        now = datetime.now(timezone.utc).isoformat()
+        new = [
+            {"training": self.training, "time": now, **entry, "step": int(entry["step"])}
+            for entry in history
+            if int(entry["step"]) not in there
+        ]
+        if new:
+            lines = sorted([*known, *new], key=lambda line: line["step"])
+            # The whole file anew: it is small, and appears at once on object stores, too.
+            self.file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        return new
+
+    def end(self, history: Sequence[dict[str, Any]]) -> None:
+        """Bring file and stores up to the history in the last checkpoint; a store that fails costs a warning.
+
+        A command that was killed between a checkpoint and its report has left a gap.
+        """
+        self._add(history)
         for store in self.stores:
             try:
                 there = store.steps()

@@ -105,12 +105,12 @@ def train(
     tracking = track.begin(config, run, mark, resumed=(work / mark).exists())
     write_initial(config, prepared, model, work / f"initial-{mark}")
     _fit(config, prepared, model, layout, work, mark, tracking)
-    tracking.end()
     store = Store(work / mark, config.train.keep_checkpoints)
     with _last(store) as folder:
         progress = json.loads((folder / checkpoint.STATE[1]).read_text(encoding="utf-8"))
+    tracking.end(progress["history"])
     stall_share = round(progress["stalled"] / max(progress["seconds"], 1e-9), 4)
-    with _best(store) as folder, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
+    with best_checkpoint(store) as folder, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
         out = Path(temporary) / "checkpoint"
         facts = {"fingerprint": mark, "layout": layout.arithmetic(), "steps": progress["step"]}
         facts |= {"seconds": progress["seconds"], "stall_share": stall_share, "history": progress["history"]}
@@ -130,6 +130,11 @@ def _fresh(final: Place, mark: str) -> Trained:
 def _last(store: Store) -> Iterator[Path]:
     """The last checkpoint of a finished training."""
     steps = store.steps()
+    if not steps:
+        raise WorkFailed(
+            f"training ended, but {store.place} holds no checkpoint: on a cluster every node must see the same storage "
+            "(--storage on a shared mount, or s3://)"
+        )
     with store.opened(steps[0]) as (folder, damage):
         if damage is not None:
             raise WorkFailed(
@@ -139,7 +144,7 @@ def _last(store: Store) -> Iterator[Path]:
 
 
 @contextmanager
-def _best(store: Store) -> Iterator[Path]:
+def best_checkpoint(store: Store) -> Iterator[Path]:
     """The best checkpoint of a finished training that is not damaged; the first of equals."""
     scores = {step: score for step, score in store.scores().items() if score is not None}
     for step in sorted(scores, key=lambda step: (-scores[step], step)):

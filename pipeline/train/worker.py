@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from concurrent.futures import Future
@@ -54,7 +55,7 @@ def train_worker(job: dict[str, Any]) -> None:
     plan = batches.Plan(train.lengths, config.train.batch_tokens, config.train.epochs, config.seed)
     evaluate_after = batches.evaluation_steps(plan.steps, config.train.evaluations)
     with local_folder(job["initial"]) as folder:
-        network = build.load(folder).to(device)
+        network = build.load(folder)
     settings = config.train
     recipe.freeze(network, settings.freeze_embeddings, settings.freeze_layers)
     if settings.gradient_checkpointing:
@@ -66,6 +67,8 @@ def train_worker(job: dict[str, Any]) -> None:
             network, config.model.lora_rank, config.model.lora_alpha, config.model.lora_dropout,
             torch.bfloat16 if on_gpu else torch.float32,
         )  # fmt: skip
+    twin = copy.deepcopy(network) if rank == 0 else None
+    network.to(device)
     peak = job["learning_rate"]
     optimizer = recipe.optimizer_for(network, peak, settings.weight_decay, settings.layer_decay)
     teller = _Teller(job["tell"] if rank == 0 else None)
@@ -78,7 +81,7 @@ def train_worker(job: dict[str, Any]) -> None:
             with local_folder(prepared.place / "tokenizer") as tokenizer:
                 checkpoint.save_model(snapshot.model, tokenizer, card, folder)
 
-        snapshot = checkpoint.Snapshot(network, optimizer)
+        snapshot = checkpoint.Snapshot(network, optimizer, twin)
         writer = Writer(store, snapshot, save, config.train.checkpoint_seconds, progress["stalled"])
     model: nn.Module = network
     exchange: Exchange | None = None
@@ -152,7 +155,9 @@ def train_worker(job: dict[str, Any]) -> None:
             _report(entry, written)
             teller.tell({"kind": "evaluation", **entry})
     except Exception as e:
-        probe = failures.probe_step(network, optimizer, train.lengths, kind, world, settings.micro_batch_tokens)
+        # Under DDP the hooks of the step that failed are still armed: there is no step on this rank alone.
+        alone = failures.probe_step(network, optimizer, train.lengths, kind, world, settings.micro_batch_tokens)
+        probe = alone if world == 1 else None
         raise failures.explained(e, device, config.train.batch_tokens, probe) from None
     teller.tell({"kind": "end"})
 

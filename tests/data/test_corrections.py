@@ -97,6 +97,7 @@ def test_the_data_depends_on_what_the_file_says_not_on_its_name(tmp_path: Path, 
         (["id,label", "rows.csv:2,b"], (), "has no column 'suggested'"),
         (["id,suggested", "rows.csv:2,c"], (), "row 'rows.csv:2' the label 'c', which no training row has; .* a, b"),
         (["id,suggested", "rows.csv:2,c"], ("data.labels=[a,b]",), "'c', which is not among data.labels"),
+        (["id,suggested", "rows.csv:2,b", "rows.csv:3"], (), "row 3 of .* has more or fewer fields"),
         (["id,suggested", "rows.csv:2,b", "rows.csv:2,a"], (), "names the row 'rows.csv:2' more than once"),
     ],
 )

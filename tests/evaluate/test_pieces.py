@@ -89,3 +89,22 @@ def test_other_jobs_are_refused(job: tuple[Path, Place, Place]) -> None:
     (out / pieces.PLAN).write_text('{"format": 1}')
     with pytest.raises(UserError, match="of another version of Broadsheet"):
         pieces.agree(out, wanted(folder, model))
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(job: tuple[Path, Place, Place]) -> None:
+    folder, model, out = job
+    (folder / "out" / "project").mkdir(parents=True)
+    hidden = folder / "out" / "project" / ".env.local"
+    hidden.write_text("mine")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        pieces.agree(out, wanted(folder, model))
+    hidden.rename(folder / "out" / ".env.local")
+    (folder / "out" / "project").rmdir()
+    with pytest.raises(UserError, match="is not an empty folder"):
+        pieces.agree(out, wanted(folder, model))
+    (folder / "out" / ".env.local").rename(folder / ".env.local")
+    pieces.agree(out, wanted(folder, model))
+    (folder / ".env.local").rename(folder / "out" / ".env.local")
+    (folder / "out" / ".part-00000-000000000000.parquet.x1y2").write_text("half")
+    pieces.agree(out, wanted(folder, model))
+    assert sorted(p.name for p in (folder / "out").iterdir()) == [".env.local", pieces.PLAN]

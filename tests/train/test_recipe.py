@@ -66,3 +66,6 @@ def test_class_weights_are_one_on_the_average() -> None:
         recipe.class_weights({"a": 1, "b": 2, "d": 4}, "abc", labels)
     with pytest.raises(UserError, match=r"label 'c' has no weight"):
         recipe.class_weights({"a": 1, "b": 2}, "abc", labels)
+    for senseless in ({"a": 0, "b": 0, "c": 0}, {"a": 1, "b": -1, "c": 1}, {"a": 1, "b": float("nan"), "c": 1}):
+        with pytest.raises(UserError, match="numbers from 0 up"):
+            recipe.class_weights(senseless, "abc", labels)

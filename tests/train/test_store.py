@@ -120,7 +120,7 @@ def test_a_snapshot_is_of_its_moment_and_writing_does_not_wait(tmp_path: Path) -
     assert torch.equal(snapshot.moments["layer.weight|exp_avg"], moment)
     assert not torch.equal(network.layer.weight, was["layer.weight"])
     assert 0 < writer.stalled < 60
-    assert writer.interval == pytest.approx(writer.stalled / STALL_SHARE)
+    assert 0 < writer.interval <= writer.stalled / STALL_SHARE
     assert writer.steps_to_next(10, 1e9) == 1
     writer.put({"step": 2}, {}).result()
     assert not torch.equal(snapshot.moments["layer.weight|exp_avg"], moment)

@@ -68,7 +68,7 @@ def test_tensorboard_reads_the_curves(tmp_path: Path) -> None:
     for step in (10, 20):
         tracking.after_report(None, report(step), None)
     (tmp_path / "tensorboard" / "events.out.tfevents.0000000010.broadsheet").unlink()  # as if the disk had been full
-    tracking.end()
+    tracking.end([])
     found = scalars(tmp_path / "tensorboard")
     assert found.keys() == {"epoch", "loss", "validation_macro_f1", "seconds"}
     assert found["loss"] == {10: pytest.approx(0.1), 20: pytest.approx(0.05)}
@@ -99,7 +99,7 @@ def test_mlflow_keeps_one_run_per_training(tmp_path: Path, monkeypatch: pytest.M
         away.setattr(track.Mlflow, "log", lambda *_: 1 / 0)
         again.after_report(None, report(20), None)  # the store is away: training goes on
     again.after_report(None, report(30), None)
-    again.end()
+    again.end([])
     client = tracking_client.MlflowClient(tracking_uri=f"file://{tmp_path / 'mlflow'}")
     experiment = client.get_experiment_by_name("broadsheet").experiment_id
     (run,) = client.search_runs([experiment])
@@ -117,7 +117,7 @@ def test_a_store_that_fails_costs_a_warning(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "tensorboard" / "events.out.tfevents.0000000010.broadsheet").unlink()
     (tmp_path / "tensorboard").rmdir()
     (tmp_path / "tensorboard").touch()  # no folder can be made here
-    tracking.end()
+    tracking.end([])
     said = capsys.readouterr()
     assert "TensorBoard did not take all curves" in " ".join((said.out + said.err).split())
 
@@ -143,3 +143,13 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path, monkeypatch
         begun(tmp_path, "mlflow")
     with pytest.raises(UserError, match=r"train\.track"):
         begun(tmp_path, "wandb")
+
+
+def test_what_no_report_told_of_is_in_the_last_checkpoint(tmp_path: Path) -> None:
+    tracking = begun(tmp_path, "tensorboard")
+    tracking.after_report(None, report(10), None)
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write("half a li")
+    tracking.end([report(step)[0] for step in (10, 20)])  # killed between the checkpoint of step 20 and its report
+    assert [line["step"] for line in lines(tmp_path)] == [10, 20]
+    assert scalars(tmp_path / "tensorboard")["loss"].keys() == {10, 20}
