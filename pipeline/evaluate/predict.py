@@ -95,11 +95,12 @@ def predict_split(
         Row ids, true labels [rows] and probabilities [rows, labels], ordered by shard and row.
     """
     have = cluster.connect(address)
-    items = []
+    items, total = [], 0
     for shard in prepared.shards(split):
         with shard.open_random() as f:
             rows = pq.ParquetFile(f).metadata.num_rows
         items += [f"{shard}|{start}" for start in range(0, rows, SLICE_ROWS)]
+        total += rows
     where, count, version = str(folder), pool(have).threads, version_of(folder)
 
     def score(batch: pa.Table) -> Iterator[pa.Table]:
@@ -117,7 +118,7 @@ def predict_split(
     scored = mapped(data, score, 1, have)
     tables = []
     done = 0
-    with console.bar("evaluate", f"{split} rows", prepared.rows(split)) as progress:
+    with console.bar("evaluate", f"{split} rows", total) as progress:
         for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(batch)
             done += batch.num_rows
