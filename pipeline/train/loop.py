@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,8 +170,3 @@ class Loop:
                 at = labels * classes + logits.argmax(-1)
                 confusion += torch.bincount(at, minlength=classes * classes).view(classes, classes)
         return confusion, loss
-
-
-def finite(values: Sequence[float]) -> bool:
-    """Whether all numbers are finite."""
-    return bool(np.isfinite(np.asarray(values)).all())
