@@ -62,3 +62,9 @@ def test_every_drawn_point_makes_a_valid_config() -> None:
             trial_config(config, point)
     except UserError as e:
         raise AssertionError(str(e)) from e
+
+
+def test_a_trial_has_workers_of_its_own_number() -> None:
+    config = load(None, ["train.workers=4", "train.min_workers=2"])
+    trial = trial_config(config, {})
+    assert (trial.train.workers, trial.train.min_workers) == (config.tune.workers, None)
