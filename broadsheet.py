@@ -58,7 +58,7 @@ FLAGS = {
     "name": "name", "storage": "storage", "dataset": "data.dataset", "train_files": "data.train",
     "validation_files": "data.validation", "test_files": "data.test", "text": "data.text", "label": "data.label",
     "file_format": "data.format", "model": "model.name", "workers": "train.workers", "host": "serve.host",
-    "port": "serve.port", "trials": "tune.trials",
+    "port": "serve.port", "trials": "tune.trials", "algorithm": "tune.algorithm",
 }  # fmt: skip
 
 
@@ -132,17 +132,21 @@ def train(full: bool, **options: Any) -> None:
 @DATA
 @MODEL
 @click.option("--trials", type=int, metavar="N", help="Trials, the default recipe among them. [8]")
-@click.option("--show", metavar="SEARCH", help="Print the table of a finished search and stop.")
-def tune(show: str | None, **options: Any) -> None:
-    """Search hyper-parameters with ASHA; the winner becomes a checkpoint that 'serve' takes."""
+@click.option("--algorithm", metavar="NAME", help="asha, random, grid, optuna or pbt. [asha]")
+@click.option("--resume", is_flag=True, help="Go on with the search of --name, with the configuration that it has.")
+@click.option("--extend", type=click.IntRange(1, 10_000), metavar="N", help="Add N trials to a finished search.")
+@click.option("--show", metavar="SEARCH", help="Print what a search found and stop.")
+def tune(show: str | None, resume: bool, extend: int | None, **options: Any) -> None:
+    """Search hyper-parameters; the winner, compared with the default recipe, is a checkpoint that 'serve' takes."""
     address = options.pop("address")
-    config = _load(options)
     from tune import search
 
     if show:
         search.show(show)
-    else:
-        search.run(config, address)
+        return
+    if (resume or extend) and not options["config_file"]:
+        options["config_file"] = search.saved_config(options["storage"], options["name"])
+    search.run(_load(options), address, extend or 0)
 
 
 @cli.command()

@@ -112,11 +112,11 @@ def prepare(data: Path, left: int, generator: random.Random, temporary: Path, lo
 def counted(trace: str, arguments: Sequence[str]) -> None:
     """Be the command, with every step of rank 0 noted in a file."""
     import broadsheet
-    from pipeline.train import worker
+    from pipeline.train import seat
 
     def train_worker(job: dict[str, Any]) -> None:  # sent to the workers by value
         from pipeline.train.loop import Loop
-        from pipeline.train.worker import train_worker as original
+        from pipeline.train.seat import train_worker as original
 
         step = Loop.step
 
@@ -130,7 +130,7 @@ def counted(trace: str, arguments: Sequence[str]) -> None:
         Loop.step = noted  # type: ignore[method-assign]
         original(job)
 
-    worker.train_worker = train_worker
+    seat.train_worker = train_worker
     sys.argv = ["broadsheet", *arguments]
     broadsheet.main()
 

@@ -20,41 +20,9 @@ from pipeline.errors import UserError
 from pipeline.model.config import ModelConfig
 from pipeline.section import Section
 from pipeline.train.config import TrainConfig
+from pipeline.tune_config import TuneConfig
 
 NAMED_DATASETS = ("ag_news", "reuters8", "reuters52", "newsgroups20")
-
-
-class TuneConfig(Section):
-    """The search over hyper-parameters."""
-
-    trials: int = Field(8, ge=1, le=10_000, description="Trials, the default recipe among them (flag --trials).")
-    max_rows: int | None = Field(3_000, ge=8, description="Training rows of one trial; null: as train.max_rows.")
-    epochs: float = Field(2.0, gt=0, description="Epochs of a trial that is never stopped.")
-    evaluations: int = Field(4, ge=2, description="Reports of a full trial: the rungs at which ASHA may stop it.")
-    grace: int = Field(1, ge=1, description="Reports every trial makes before it may be stopped.")
-    reduction_factor: int = Field(2, ge=2, description="ASHA keeps one trial in this many at each rung.")
-    workers: int = Field(1, ge=1, description="DDP workers of one trial.")
-    concurrent: int | None = Field(None, ge=1, description="Trials at once; null: as many as the resources allow.")
-    learning_rate: tuple[float, float] | None = Field(
-        None, description="Range of the rate, log-uniform; null: a quarter to five times the recipe's rate."
-    )
-    batch_tokens: tuple[int, ...] = Field(
-        (1024, 2048, 4096), min_length=1, description="Choices of train.batch_tokens."
-    )
-    warmup: tuple[float, float] = Field((0.0, 0.2), description="Range of the warm-up share, uniform.")
-    weight_decay: tuple[float, float] = Field((1e-4, 0.1), description="Range of the decay, log-uniform.")
-
-    @model_validator(mode="after")
-    def _ranges_rise(self) -> TuneConfig:
-        for name in ("learning_rate", "warmup", "weight_decay"):
-            low, high = getattr(self, name) or (0, 1)
-            if not low < high:
-                raise ValueError(f"{name}: the first number must be below the second, got {low} and {high}")
-        if (self.learning_rate and self.learning_rate[0] <= 0) or self.weight_decay[0] <= 0:
-            raise ValueError("learning_rate and weight_decay are searched on a log scale: both ends must be above 0")
-        if not 0 <= self.warmup[0] < self.warmup[1] < 1:
-            raise ValueError("warmup must lie in 0..1")
-        return self
 
 
 class EvaluateConfig(Section):
@@ -173,7 +141,7 @@ def load(file: str | Path | None = None, sets: Iterable[str] = (), flags: Mappin
     """
     tree: dict[str, Any] = {}
     if file is not None:
-        tree = _read_yaml(Path(file))
+        tree = _read_yaml(str(file))
         for key in _flatten(tree):
             if key not in all_keys():
                 raise UserError(f"{file}: {unknown_key(key)}")
@@ -232,9 +200,15 @@ for _kind in (_Loader, _Dumper):
     )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        if "://" in path:
+            from pipeline.storage import Place
+
+            text = Place.of(path).read_text()
+        else:
+            text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.load(text, Loader=_Loader)
     except FileNotFoundError as e:
         raise UserError(f"no such config file: {path}") from e
     except (OSError, UnicodeDecodeError) as e:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -37,7 +38,19 @@ def watch() -> None:
             os.kill(os.getpid(), signal.SIGUSR2)
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _hush()
         raise WorkFailed(f"{DIED}. {GO_ON}")
 
     signal.signal(signal.SIGUSR2, stop)
     threading.Thread(target=wait, name="raylet-watch", daemon=True).start()
+
+
+def _hush() -> None:
+    """Let Python alone write to stderr: Ray's C++ side has nothing to add to the one sentence but its own symptoms."""
+    try:
+        keep, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        sys.stderr = open(keep, "w", buffering=1, encoding="utf-8", errors="replace")  # noqa: SIM115
+    except OSError:  # stderr is closed: then nobody listens
+        pass

@@ -68,8 +68,8 @@ def test_bad_value_names_its_key(item: str) -> None:
         ("train.epochs", "key=value"),
         ("train.epochs=[", "not valid YAML"),
         ("name=prepared", "prepared"),
-        ("tune.learning_rate=[1e-3, 1e-4]", "learning_rate: the first number must be below"),
-        ("tune.warmup=[0.5, 1.5]", "warmup must lie in"),
+        ("tune.space={train.warmup: {uniform: [0.5, 0.1]}}", "the first number must be below"),
+        ("train.evaluate_at=[0, 1]", "shares lie above 0"),
         ("serve.min_replicas=9", "max_replicas is below"),
     ],
 )

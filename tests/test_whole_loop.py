@@ -1,4 +1,4 @@
-"""The whole loop on Ray, small but real: files in, prepared data, DDP training, evaluation, search, batch inference."""
+"""The whole loop on Ray, small but real: files in, prepared data, DDP training, evaluation, batch inference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -50,9 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         [
             "data.text=title", "data.label=topic", "model.name=lstm", "model.vocab_size=600", "model.embedding_dim=16",
             "model.hidden=[16]", "train.epochs=6", "train.batch_tokens=512", "train.evaluations=2", "train.workers=2",
-            "tune.trials=3", "tune.max_rows=200", "tune.epochs=3", "tune.evaluations=2", "data.shard_mb=1",
-            "data.in_process_mb=0", "train.track=[tensorboard,mlflow]",
-            "tune.learning_rate=[1e-3,2e-2]", "tune.batch_tokens=[256,512]",
+            "data.shard_mb=1", "data.in_process_mb=0", "train.track=[tensorboard,mlflow]",
         ],
         {"storage": str(folder / "runs"), "name": "loop", "data.train": (str(folder / "news.csv"),)},
     )  # fmt: skip
@@ -257,29 +254,6 @@ def test_predict_keeps_every_row(
     (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(UserError, match="not an empty folder"):
         stages.predict(config, (str(rows),), str(done.run), str(tmp_path / "other"), None)
-
-
-def test_search_seeds_with_the_default_and_keeps_a_checkpoint(
-    done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tune import search
-
-    search.run(config.updated({"name": "search"}), None)
-    said = capsys.readouterr().out
-    assert "3 trials, 2 at once" in said or "at once" in said
-    folder = Place.of(config.storage) / "search"
-    rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    assert len(rows) == 3
-    assert rows[0]["point"]["train.learning_rate"] == pytest.approx(3e-3)  # the recipe of an LSTM
-    assert all(r["status"] in ("finished", "stopped early") for r in rows)
-    assert all(len(r["history"]) == 2 for r in rows if r["status"] == "finished")
-    card = checkpoint.read_card(checkpoint.find(str(folder)))
-    best = max(r["best"] for r in rows)
-    assert card["metrics"]["validation"]["macro_f1"] == pytest.approx(best)
-    assert "validation rows, which chose the checkpoint" in (folder / "best" / "README.md").read_text()
-    assert not (folder / "trials").exists()
-    search.show(str(folder))
-    assert "(default)" in capsys.readouterr().out
 
 
 def test_resources_are_free_again(done: stages.Job) -> None:

@@ -55,13 +55,13 @@ def curves(history: Sequence[Mapping[str, Any]], loss_curve: Sequence[Sequence[f
 
 def _lines(label: str, lines: Mapping[str, tuple[Points, str, str]]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas("step", label)
+        figure, axes = canvas("step", label)
         for name, (points, colour, marker) in lines.items():
             if points:
                 marker = marker or ("o" if len(points) == 1 else "")
                 axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=3.5, lw=1.2, label=name)
         axes.legend(loc="best", handlelength=1.6)
-        return _svg(figure)
+        return svg(figure)
 
 
 def token_histogram(histogram: Mapping[str, Sequence[float]]) -> str | None:
@@ -69,9 +69,9 @@ def token_histogram(histogram: Mapping[str, Sequence[float]]) -> str | None:
     if not counts or len(edges) != len(counts) + 1:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas("tokens per text", "rows")
+        figure, axes = canvas("tokens per text", "rows")
         axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.85)
-        return _svg(figure)
+        return svg(figure)
 
 
 def reliability(calibration: Mapping[str, Any]) -> str | None:
@@ -84,7 +84,7 @@ def reliability(calibration: Mapping[str, Any]) -> str | None:
     if not lines["after"]:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas("confidence", "accuracy", height=3.4)
+        figure, axes = canvas("confidence", "accuracy", height=3.4)
         axes.plot([0, 1], [0, 1], color=INK, lw=0.7, ls=(0, (4, 3)), label="as it should be")
         scaled = calibration["before"]["temperature"] != calibration["after"]["temperature"]
         styles = {
@@ -101,16 +101,17 @@ def reliability(calibration: Mapping[str, Any]) -> str | None:
                 axes.scatter(x, y, sizes, color=colour, marker=marker, label=label, zorder=3, alpha=0.85)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
         axes.legend(loc="upper left", handlelength=1.6, markerscale=0.7)
-        return _svg(figure)
+        return svg(figure)
 
 
-def _canvas(x: str, y: str, height: float = 2.8) -> tuple[Figure, Axes]:
+def canvas(x: str, y: str, height: float = 2.8) -> tuple[Figure, Axes]:
+    """An empty picture with the names of its axes; ``height`` in inches."""
     figure = Figure(figsize=(4.6, height), layout="constrained", facecolor=PAPER)  # inches
     axes = figure.add_subplot(facecolor=PAPER, xlabel=x, ylabel=y)
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as a ``data:`` address, so that ids of two pictures in one page cannot meet."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

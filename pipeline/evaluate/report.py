@@ -65,12 +65,17 @@ def write_html(report: Mapping[str, Any]) -> str:
         "reliability": pictures.reliability(report.get("calibration") or {}),
         "token_picture": pictures.token_histogram(profile.get("token_histogram") or {}),
     }
-    loader = FileSystemLoader(TEMPLATE.parent)
+    return rendered(TEMPLATE, page)
+
+
+def rendered(template: Path, page: Mapping[str, Any]) -> str:
+    """A template filled in; it may include those of this folder, such as ``report_style.html``."""
     jinja = Environment(
-        loader=loader, autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    jinja.filters.update(n=_number, pct=_percent, seconds=seconds, visible=_visible)
-    html = jinja.get_template(TEMPLATE.name).render(page)
+        loader=FileSystemLoader([template.parent, TEMPLATE.parent]),
+        autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    jinja.filters.update(n=_number, pct=_percent, seconds=seconds, visible=_visible, date=_date)
+    html = jinja.get_template(template.name).render(page)
     return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate must not keep the page from disk
 
 

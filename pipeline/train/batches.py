@@ -7,6 +7,8 @@ plan and takes its share of each batch, so all ranks take equally many steps by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -128,10 +130,17 @@ def share(batch: Rows, rank: int, world: int) -> Rows:
     return batch[rank::world]
 
 
-def evaluation_steps(steps: int, evaluations: int) -> list[int]:
-    """The (1-based) steps after which to evaluate: evenly spaced, the last step always among them."""
+def evaluation_steps(steps: int, evaluations: int, shares: Sequence[float] | None = None) -> list[int]:
+    """The (1-based) steps after which to evaluate, the last step always among them.
+
+    Args:
+        steps: in all.
+        evaluations: how many, evenly spaced.
+        shares: of the training, 0..1, instead.
+    """
     count = min(evaluations, steps)
-    return sorted({round(steps * (i + 1) / count) for i in range(count)})
+    shares = shares if shares is not None else [(i + 1) / count for i in range(count)]
+    return sorted({*(max(1, round(steps * share)) for share in shares), steps})
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup: float) -> float:

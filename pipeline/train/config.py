@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.section import Section
 
@@ -66,6 +66,9 @@ class TrainConfig(Section):
         "auto", description="'auto': bf16 where the processor computes in it."
     )
     evaluations: int = Field(4, ge=1, description="Evaluations in the whole training, evenly spaced.")
+    evaluate_at: tuple[float, ...] | None = Field(
+        None, description="Shares of the training after which to evaluate, for example [0.1, 0.3, 1]; null: evenly."
+    )
     checkpoint_seconds: float = Field(
         60.0,
         ge=0,
@@ -89,3 +92,9 @@ class TrainConfig(Section):
         ge=0,
         description="Worker crashes in a row, without a new checkpoint in between, that are survived by resuming.",
     )
+
+    @model_validator(mode="after")
+    def _shares(self) -> TrainConfig:
+        if self.evaluate_at is not None and not all(0 < share <= 1 for share in self.evaluate_at):
+            raise ValueError("evaluate_at: shares lie above 0 and up to 1")
+        return self

@@ -127,6 +127,22 @@ class Store:
         for old in scores.keys() - kept(scores, self._keep):
             self.remove(old)
 
+    def adopt(self, step: int, files: Path) -> None:
+        """Take in a checkpoint of another training, as if it were this one's only one.
+
+        Args:
+            step: after which it was made.
+            files: its folder, with its seal.
+        """
+
+        def fill(folder: Path) -> None:
+            for file in files.iterdir():
+                if file.is_file() and file.name != checkpoint.SEAL and not file.name.startswith("."):
+                    shutil.copyfile(file, folder / file.name)
+
+        score = json.loads((files / checkpoint.SEAL).read_text(encoding="utf-8"))["score"]
+        self.write(step, score, fill)
+
 
 def unwritable(error: BaseException, place: Place) -> str | None:
     """Why a file could not be written, in one sentence; None if the error is about something else."""

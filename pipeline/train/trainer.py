@@ -145,13 +145,18 @@ def _last(store: Store) -> Iterator[Path]:
 
 @contextmanager
 def best_checkpoint(store: Store) -> Iterator[Path]:
-    """The best checkpoint of a finished training that is not damaged; the first of equals."""
+    """The best checkpoint of a finished training that is not damaged, as a local folder."""
+    with store.opened(best_step(store)) as (folder, _):
+        yield folder
+
+
+def best_step(store: Store) -> int:
+    """The step of the best checkpoint that is not damaged; the first of equals."""
     scores = {step: score for step, score in store.scores().items() if score is not None}
     for step in sorted(scores, key=lambda step: (-scores[step], step)):
-        with store.opened(step) as (folder, damage):
+        with store.opened(step) as (_, damage):
             if damage is None:
-                yield folder
-                return
+                return step
         console.warn("train", f"{name_of(step)}, the best so far, is damaged ({damage}): taking the next best")
     raise WorkFailed(f"no evaluated checkpoint in {store.place} can be read: the same command trains again")
 
@@ -211,9 +216,15 @@ def card(config: Config, prepared: Prepared, model: ModelSource) -> dict[str, An
 
 
 def job(
-    config: Config, prepared: Prepared, model: ModelSource, layout: cluster.Layout, initial: Place, tell: Any
+    config: Config,
+    prepared: Prepared,
+    model: ModelSource,
+    layout: cluster.Layout,
+    initial: Place,
+    tell: Any = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
-    """The configuration of ``worker.train_worker``."""
+    """The configuration of ``worker.fit``."""
     return {
         "config": config.model_dump(mode="json"),
         "prepared": str(prepared.place),
@@ -221,6 +232,7 @@ def job(
         "learning_rate": learning_rate(config, model),
         "card": card(config, prepared, model),
         "threads": layout.cpus,
+        "until": until,
         "tell": tell,
     }
 
@@ -242,7 +254,7 @@ def torch_trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pipeline.train.failures import FailurePolicy
-    from pipeline.train.worker import train_worker
+    from pipeline.train.seat import train_worker
 
     folder = work / name
     policy: Any = FailurePolicy(folder, config.train.max_failures, config.train.batch_tokens)

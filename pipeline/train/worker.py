@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +21,28 @@ from pipeline.storage import Place, local_folder
 from pipeline.train import batches, checkpoint, failures, recipe
 from pipeline.train.distributed import Exchange, wrap
 from pipeline.train.loop import Loop, precision
+from pipeline.train.seat import Seat
 from pipeline.train.store import SCORE, Store, Writer, name_of, not_finite
 
 TELL_EVERY_SECONDS = 1.0
 FIRST_STEPS = 8  # after so many, ranks agree on the time of the first checkpoint
 
 
-def train_worker(job: dict[str, Any]) -> None:
-    """The training function handed to Ray Train.
+def fit(job: dict[str, Any], seat: Seat) -> None:
+    """Train what a job says, from its last good checkpoint if there is one.
 
     Args:
         job: ``config`` (dumped), ``prepared`` and ``initial`` (places), ``folder`` (of the checkpoints), ``card`` (for
-            broadsheet.json), ``threads``, and ``tell``, an actor queue for progress or None.
+            broadsheet.json), ``threads``, ``until`` (the evaluation to stop after; None: the last) and ``tell``, an
+            actor queue for progress or None.
+        seat: of this process among those that train.
 
     Raises:
         WorkFailed: it would only fail again: loss or weights are no finite numbers, there is no memory for a step,
             or a checkpoint cannot be written.
     """
-    import ray.train
-    import ray.train.torch
-
     config = Config.model_validate(job["config"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    rank, world, device = seat.rank, seat.world, seat.device()
     if device.type == "cpu":
         torch.set_num_threads(job["threads"])
     prepared = Prepared.open(job["prepared"])
@@ -53,7 +50,8 @@ def train_worker(job: dict[str, Any]) -> None:
     held_out = prepared.tokens("validation") if prepared.rows("validation") else train
     validation = sampled(held_out, config.train.validation_rows, config.seed)
     plan = batches.Plan(train.lengths, config.train.batch_tokens, config.train.epochs, config.seed)
-    evaluate_after = batches.evaluation_steps(plan.steps, config.train.evaluations)
+    evaluate_after = batches.evaluation_steps(plan.steps, config.train.evaluations, config.train.evaluate_at)
+    until = evaluate_after[min(job["until"] or len(evaluate_after), len(evaluate_after)) - 1]
     with local_folder(job["initial"]) as folder:
         network = build.load(folder)
     settings = config.train
@@ -73,7 +71,7 @@ def train_worker(job: dict[str, Any]) -> None:
     optimizer = recipe.optimizer_for(network, peak, settings.weight_decay, settings.layer_decay)
     teller = _Teller(job["tell"] if rank == 0 else None)
     store = Store(Place(job["folder"]), config.train.keep_checkpoints)
-    progress = _resume(store, network, optimizer, teller, rank, world, device)
+    progress = _resume(store, network, optimizer, teller, seat, device)
     writer = None
     if rank == 0:
 
@@ -104,7 +102,7 @@ def train_worker(job: dict[str, Any]) -> None:
     agreed, agree_at, last = time.monotonic(), progress["step"] + FIRST_STEPS, progress["step"]
     watch = _Clock()
     try:
-        for step in range(progress["step"], plan.steps):
+        for step in range(progress["step"], until):
             epoch, rows = plan.batch(step)
             rate = batches.learning_rate_at(step, plan.steps, peak, config.train.warmup)
             running += loop.step(step, rows, rate).double()
@@ -133,6 +131,7 @@ def train_worker(job: dict[str, Any]) -> None:
             figures = metrics.from_confusion(both[:-1].view_as(confusion).round().long().cpu().numpy(), prepared.labels)
             entry = {
                 "step": step + 1,
+                "evaluation": len(progress["history"]) + 1,
                 "epoch": round(plan.epochs_done(step), 4),
                 "loss": round(total / counted, 6),
                 "validation_loss": round(float(both[-1]) / max(1, len(validation)), 6),
@@ -152,7 +151,7 @@ def train_worker(job: dict[str, Any]) -> None:
             written = None
             if writer is not None:
                 written = writer.put(progress, {**job["card"], "metrics": {"validation": figures}}, entry[SCORE])
-            _report(entry, written)
+            seat.report({k: float(v) for k, v in entry.items()}, name_of(entry["step"]), written)
             teller.tell({"kind": "evaluation", **entry})
     except Exception as e:
         # Under DDP the hooks of the step that failed are still armed: there is no step on this rank alone.
@@ -167,22 +166,19 @@ def _resume(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     teller: _Teller,
-    rank: int,
-    world: int,
+    seat: Seat,
     device: torch.device,
 ) -> dict[str, Any]:
     """Restore the last checkpoint that every rank finds undamaged, if there is one; returns the progress."""
-    from ray.train.collective import broadcast_from_rank_zero
-
-    if rank == 0:
+    if seat.rank == 0:
         store.sweep()
-    steps = broadcast_from_rank_zero(store.steps()[:50] if rank == 0 else None)
+    steps = seat.from_rank_zero(store.steps()[:50] if seat.rank == 0 else None)
     for step in steps:
         with store.opened(step) as (folder, damage):
-            bad = _summed(torch.tensor(float(damage is not None), device=device), world)
+            bad = _summed(torch.tensor(float(damage is not None), device=device), seat.world)
             if not bad:
                 return checkpoint.load_state(network, optimizer, folder)
-        if rank == 0:
+        if seat.rank == 0:
             store.remove(step)  # else it would count among the latest, which are kept
             why = damage or "another worker could not read it"
             teller.tell({"kind": "damaged", "checkpoint": name_of(step), "why": why})
@@ -211,36 +207,6 @@ def _summed(value: Tensor, world: int) -> Tensor:
     if world > 1:
         dist.all_reduce(value)
     return value
-
-
-def _report(entry: dict[str, Any], written: Future[None] | None) -> None:
-    """Tell Ray Train (and a search) of an evaluation, on every rank: ``report`` is a barrier.
-
-    Rank 0 hands over its checkpoint, which counts once it is written; nobody waits for that.
-    """
-    import ray.train
-    from ray.train import CheckpointUploadMode
-
-    plain = {k: float(v) for k, v in entry.items()}
-    if written is None:
-        ray.train.report(plain, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
-        return
-    name = name_of(entry["step"])
-    storage = ray.train.get_context().get_storage()
-    place = ray.train.Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
-
-    def wait(handed: Any, _: str) -> Any:
-        written.result()
-        return handed
-
-    ray.train.report(
-        plain,
-        checkpoint=place,
-        checkpoint_dir_name=name,
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=False,  # it is the checkpoint itself
-        checkpoint_upload_fn=wait,
-    )
 
 
 class _Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -87,10 +88,11 @@ def test_killed_and_started_again(
     else:  # Ray breaks under the command: one sentence, and no file that tells of a bug
         code, said = kill_when(tmp_path, rows, "*.work/pairs/*.arrow", sets, "raylet")
         assert code == 1
-        assert said == (
+        # Ray's C++ side may log a line of its own before this process hears of the death.
+        assert [line for line in said.splitlines() if not re.match(r"\[\d{4}-\d\d-\d\d .*\.cc:\d+\]", line)] == [
             "error: Ray's own process on this machine, the raylet, died. "
-            "What is finished is kept: run the same command to go on\n"
-        )
+            "What is finished is kept: run the same command to go on"
+        ]
         assert sorted(os.listdir(tmp_path)) == ["runs"]
     (unfinished,) = (tmp_path / "runs" / "prepared").glob("*.work")
     (unfinished / "near.json").unlink(missing_ok=True)  # as if killed before it, however slow this process is
