@@ -26,6 +26,7 @@ from tune.journal import Journal, Trial, best_of
 from tune.live import Board
 from tune.plan import WAIT, Plan, item_until
 from tune.space import stops_early
+from tune.tracks import Tracks
 from tune.trial import CLOCK, ERROR, training
 
 ACTOR_FAILURES = 2  # times that the driver of a trial may be lost with its node
@@ -55,6 +56,7 @@ class Launch:
         self.plan, self.folder, self.layout, self.concurrent = plan, folder, layout, concurrent
         self.journal: Journal = plan.journal
         self.board = board
+        self.tracks = Tracks(plan.config, plan.journal)
         self.interrupted = False
         self._job_of = job_of
         self._running: dict[int, int | None] = {}  # and after which evaluation each pauses
@@ -203,6 +205,7 @@ class Launch:
         elif SCORE in result and self.journal.reported(number, result):
             self.save()
             self.board.reported(number)
+            self.tracks.log(self.journal.get(number))
 
     def completed(self, number: int, error: str | None = None) -> None:
         """A trial came to an end, or was ended."""
@@ -222,6 +225,8 @@ class Launch:
         self.save()
         self._free_disk()
         self.board.ended(number)
+        if trial.ended:
+            self.tracks.end(trial)
 
     def _free_disk(self) -> None:
         """Remove the checkpoints of the trials of the search that ended, but for the best."""

@@ -78,7 +78,7 @@ class Board:
         if began is not None and trial.status in ("finished", "stopped"):
             self._took[trial.phase].append(time.monotonic() - began)
         left = self.left()
-        if left is not None and self._live is None and trial.ended:
+        if left is not None and self._live is None and trial.ended and trial.phase == "search":
             done = sum(t.ended for t in self.journal.of("search"))
             self.note(f"{done} of {self.total} trials done, about {console.seconds(left)} left")
 

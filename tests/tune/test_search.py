@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from preparing import write_csv
 from safetensors.numpy import load_file
@@ -99,6 +100,44 @@ def test_a_search_to_its_end_and_further(
     assert json.loads((folder / "search.json").read_text())["result"]
     search.show(str(folder))
     assert "(default)" in capsys.readouterr().out
+
+
+def trial_processes() -> list[int]:
+    """The processes of this session's trials."""
+    return [
+        p.pid for p in psutil.Process().children(recursive=True) if (p.cmdline() or [""])[0].startswith("ray::Implicit")
+    ]
+
+
+def test_a_trial_that_is_killed_goes_on_and_curves_are_tracked(
+    rows: str, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    killed: list[int] = []
+    reported = launch.Launch.reported
+
+    def then_kill(self: launch.Launch, number: int, result: dict[str, Any]) -> None:
+        reported(self, number, result)
+        if not killed and self.journal.get(number).history:
+            killed.extend(trial_processes())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(launch.Launch, "reported", then_kill)
+    sets = ["tune.algorithm=random", "tune.trials=1", "tune.seeds=0", "tune.evaluations=3", "tune.epochs=9"]
+    search.run(configured(rows, tmp_path, *sets, "train.track=[tensorboard,mlflow]"), None)
+    assert killed
+    (one,) = trials_of(tmp_path / "search")
+    assert one["status"] == "finished"
+    assert [e["evaluation"] for e in one["history"]] == [1, 2, 3]
+    steps = [e["step"] for e in one["history"]]
+    events = sorted((tmp_path / "search" / "tensorboard" / "trial-0001").iterdir())
+    assert [int(f.name.split(".")[3]) for f in events] == steps
+    client = MlflowClient(tracking_uri=f"file://{tmp_path / 'search' / 'mlflow'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("broadsheet").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == steps
 
 
 def test_a_trial_that_fails_is_told_and_ends_nothing(
