@@ -30,7 +30,8 @@ class Trial:
         point: the values of the searched keys.
         seed: of its training.
         arm: of a final: 'default' or 'winner'.
-        status: 'waiting', 'running', 'finished', 'stopped' (early) or 'failed'.
+        status: 'waiting' (not begun, cut off, or paused), 'running', 'finished', 'stopped' (early) or 'failed'.
+        until: the evaluation after which it pauses; None: it does not.
         history: its evaluations (step, epoch, loss, scores, seconds).
         error: why it failed.
         lineage: of a member of a population: whose weights it took over, when, and the point from there on.
@@ -42,6 +43,7 @@ class Trial:
     seed: int
     arm: str | None = None
     status: str = "waiting"
+    until: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
     lineage: list[dict[str, Any]] = field(default_factory=list)

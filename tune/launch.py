@@ -22,12 +22,13 @@ from pipeline import cluster
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
 from pipeline.train.store import SCORE, Store, name_of
+from tune import population
 from tune.journal import Journal, Trial, best_of
 from tune.live import Board
-from tune.plan import WAIT, Plan, item_until
+from tune.plan import WAIT, Plan
 from tune.space import stops_early
 from tune.tracks import Tracks
-from tune.trial import CLOCK, ERROR, training
+from tune.trial import ERROR, training
 
 ACTOR_FAILURES = 2  # times that the driver of a trial may be lost with its node
 
@@ -40,7 +41,7 @@ class Launch:
         folder: the search's; checkpoints go to ``trials/``.
         layout: of one trial.
         concurrent: trials at once.
-        job_of: what ``worker.fit`` is handed for a trial that pauses after the given evaluation, if any.
+        job_of: what ``worker.fit`` is handed for a trial.
         board: what a person sees.
     """
 
@@ -50,7 +51,7 @@ class Launch:
         folder: Place,
         layout: cluster.Layout,
         concurrent: int,
-        job_of: Callable[[Trial, int | None], dict[str, Any]],
+        job_of: Callable[[Trial], dict[str, Any]],
         board: Board,
     ) -> None:
         self.plan, self.folder, self.layout, self.concurrent = plan, folder, layout, concurrent
@@ -59,7 +60,7 @@ class Launch:
         self.tracks = Tracks(plan.config, plan.journal)
         self.interrupted = False
         self._job_of = job_of
-        self._running: dict[int, int | None] = {}  # and after which evaluation each pauses
+        self._running: set[int] = set()
         self._began, self._before = time.monotonic(), float(self.journal.facts.get("seconds", 0.0))
 
     def seconds(self) -> float:
@@ -83,7 +84,6 @@ class Launch:
             tune.with_resources(training, held(self.layout)),
             tune_config=tune.TuneConfig(
                 search_alg=self._searcher(),
-                scheduler=self._scheduler(),
                 max_concurrent_trials=self.concurrent,
                 num_samples=-1,
                 reuse_actors=self.layout.workers == 1,  # one that waits for Ray Train must die with its trial
@@ -145,13 +145,15 @@ class Launch:
         """The next trial for Tune; None: ask again later; 'over': there is none."""
         if self.interrupted:
             return "over"
-        if self.plan.budget(self.seconds()):
-            for trial in self.journal.of("search"):
-                if not trial.ended and trial.trial not in self._running:
-                    trial.status = "stopped"
+        self.plan.time_is_up(self.seconds())
         if self.plan.config.tune.algorithm == "pbt" and not self._running:
             self._copy_weights()
+        ended = {t.trial for t in self.journal.trials if t.ended}
         found = self.plan.next(self._running)
+        for one in self.journal.trials:
+            if one.ended and one.trial not in ended:  # it had paused, and will not go on
+                self.board.ended(one.trial)
+                self.tracks.end(one)
         if found is None:
             return "over"
         if not isinstance(found, Trial):
@@ -159,27 +161,26 @@ class Launch:
             return None
         trial = found
         trial.status = "running"
-        until = self._running[trial.trial] = item_until(self.plan.config, trial)
+        self._running.add(trial.trial)
         self.save()
-        tune = self.plan.config.tune
-        factor = tune.reduction_factor if stops_early(tune.algorithm) and trial.phase == "search" else 0
+        self._free_disk()
         return {
             "trial": trial.trial,
             "work": str(self.folder / "trials"),
             "folder": trial.folder,
-            "factor": factor,
             "known": len(trial.history),
             "layout": [self.layout.workers, self.layout.cpus, self.layout.gpus],
             # As one string: Tune makes names of trials from all keys and values that it finds.
-            "job": json.dumps(self._job_of(trial, until)),
+            "job": json.dumps(self._job_of(trial)),
         }
 
     def _copy_weights(self) -> None:
         """Give the members of a population that fell behind the weights of better ones."""
-        done = self.plan.round_over()
-        if not done or done >= self.plan.config.tune.evaluations:
+        config, members = self.plan.config, self.journal.of("search")
+        done = population.round_over(members)
+        if not done or done >= config.tune.evaluations:
             return
-        for copy in self.plan.copies(done):
+        for copy in population.copies(members, done, self.plan.space, config.seed):
             trial, donor = self.journal.get(copy.trial), self.journal.get(copy.donor)
             source = Store(self.folder / "trials" / donor.folder, 1)
             step = int(donor.history[done - 1]["step"])
@@ -210,7 +211,7 @@ class Launch:
     def completed(self, number: int, error: str | None = None) -> None:
         """A trial came to an end, or was ended."""
         trial = self.journal.get(number)
-        self._running.pop(number, None)
+        self._running.discard(number)
         trial.error = trial.error or error
         if trial.error:
             trial.status = "failed"
@@ -218,8 +219,8 @@ class Launch:
             trial.status = "waiting"  # to go on with
         elif trial.phase == "final" or self._whole(trial):
             trial.status = "finished"
-        elif self.plan.config.tune.algorithm == "pbt" and not self.plan.spent:
-            trial.status = "waiting"  # for the next round
+        elif trial.until is not None and not self.plan.time_is_up(self.seconds()):
+            trial.status = "waiting"  # for the next rung or round
         else:
             trial.status = "stopped"
         self.save()
@@ -265,19 +266,6 @@ class Launch:
 
         return Next()
 
-    def _scheduler(self) -> Any:
-        from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-        tune = self.plan.config.tune
-        if not stops_early(tune.algorithm) or tune.rungs == 1:
-            return FIFOScheduler()
-        scheduler = ASHAScheduler(
-            time_attr=CLOCK, metric=SCORE, mode="max", grace_period=1, reduction_factor=tune.reduction_factor,
-            max_t=tune.reduction_factor ** (tune.rungs - 1),
-        )  # fmt: skip
-        remember(scheduler, self.journal.of("search"), tune.reduction_factor)
-        return scheduler
-
     def _stopper(self) -> Any:
         from ray.tune import Stopper
 
@@ -285,7 +273,7 @@ class Launch:
 
         class Limits(Stopper):
             def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-                if launch.plan.budget(launch.seconds()) is None:
+                if not launch.plan.time_is_up(launch.seconds()):
                     return False
                 return launch.journal.get(int(result["config"]["trial"])).phase == "search"
 
@@ -326,17 +314,3 @@ def held(layout: cluster.Layout) -> dict[str, float]:
     if layout.workers > 1:
         return {"CPU": 0, "memory": 1}
     return {"CPU": layout.cpus, **({"GPU": layout.gpus} if layout.use_gpu else {})}
-
-
-def remember(scheduler: Any, trials: list[Trial], factor: int) -> None:
-    """Tell Ray's ASHA of the scores from before this command.
-
-    Its rungs are private (Ray 2.60); ``tests/tune/test_launch.py`` watches what they hold.
-    """
-    from types import SimpleNamespace
-
-    (bracket,) = scheduler._brackets
-    for trial in trials:
-        for entry in trial.history:
-            told: Any = SimpleNamespace(trial_id=f"before-{trial.trial}")
-            bracket.on_result(told, factor ** (entry["evaluation"] - 1), float(entry[SCORE]))

@@ -25,6 +25,7 @@ class Board:
     def __init__(self, journal: Journal, total: int, finals: int, concurrent: int) -> None:
         self.journal, self.total, self.finals, self.concurrent = journal, total, finals, concurrent
         self._began: dict[int, float] = {}
+        self._parts: dict[int, float] = {}  # seconds of the parts of a trial that pauses
         self._took: dict[str, list[float]] = {"search": [], "final": []}
         self._live: Any = None
         self._drawn = 0.0
@@ -68,15 +69,16 @@ class Board:
         self.note(f"trial {number}, score {len(trial.history)}, step {trial.steps:,}: macro F1 {score:.4f}{so_far}")
 
     def ended(self, number: int) -> None:
-        """A trial came to an end."""
+        """A trial came to an end, or pauses."""
         trial = self.journal.get(number)
         if trial.error:
             console.warn("tune", f"trial {number} failed: {trial.error}")
         elif trial.status == "stopped":
             self.note(f"trial {number} stopped after {trial.steps:,} steps")
-        began = self._began.pop(number, None)
-        if began is not None and trial.status in ("finished", "stopped"):
-            self._took[trial.phase].append(time.monotonic() - began)
+        now = time.monotonic()
+        self._parts[number] = self._parts.get(number, 0.0) + now - self._began.pop(number, now)
+        if trial.status in ("finished", "stopped"):
+            self._took[trial.phase].append(self._parts.pop(number))
         left = self.left()
         if left is not None and self._live is None and trial.ended and trial.phase == "search":
             done = sum(t.ended for t in self.journal.of("search"))

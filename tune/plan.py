@@ -1,45 +1,27 @@
-"""What a search does next: a new point, a round of the population, a final training, or nothing more.
+"""What a search does next: a new trial, the next part of one that has paused, a final training, or nothing more.
 
 A function of the journal. Whatever was cut off comes first again.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.train.store import SCORE
+from tune import halving
+from tune.halving import paused
 from tune.journal import Journal, Trial, best_of
 from tune.propose import grid, propose
-from tune.space import Point, Space
-
-EXPLOITED, COPIED = 0.25, 0.25  # the lowest quarter of a population takes over the weights of one of the highest
-FACTORS = (0.8, 1.25)  # by which a copied number moves
-REDRAWN = 0.25  # probability that it is drawn anew instead
+from tune.space import Point, Space, shares, stops_early
 
 WAIT = "wait"
 
 
-@dataclass(frozen=True)
-class Copy:
-    """Weights that a member takes over before its next round.
-
-    Attributes:
-        trial: who takes them over.
-        donor: whose they are.
-        point: with which it goes on.
-    """
-
-    trial: int
-    donor: int
-    point: Point
-
-
 class Plan:
     """The order of a search's work.
+
+    Attributes:
+        spent: the limit that was reached, in words for a person.
 
     Args:
         config: of the search.
@@ -50,28 +32,9 @@ class Plan:
 
     def __init__(self, config: Config, space: Space, default: Point, journal: Journal) -> None:
         self.config, self.space, self.default, self.journal = config, space, default, journal
-        self.spent: str | None = None  # which limit was reached
-
-    def budget(self, seconds: float) -> str | None:
-        """Which limit is reached, in words for a person; None if none is.
-
-        Args:
-            seconds: that the trials have taken, earlier commands of the same search included.
-        """
-        tune = self.config.tune
-        if tune.max_minutes is not None and seconds >= 60 * tune.max_minutes:
-            self.spent = f"tune.max_minutes={tune.max_minutes:g}"
-        if tune.max_steps is not None and self.journal.steps() >= tune.max_steps:
-            self.spent = f"tune.max_steps={tune.max_steps:,}"
-        return self.spent
-
-    def searching(self) -> bool:
-        """Whether trials of the search are to come or under way."""
-        search = self.journal.of("search")
-        return any(not t.ended for t in search) or self._more()
-
-    def _more(self) -> bool:
-        return not self.spent and len(self.journal.of("search")) < self.count()
+        self.spent: str | None = None
+        self._out_of_time = False
+        self._shares = shares(config)
 
     def count(self) -> int:
         """Trials of the whole search: a grid has as many as it has points."""
@@ -79,94 +42,147 @@ class Plan:
             return 1 + sum(p != self.default for p in grid(self.space))
         return self.config.tune.trials
 
-    def next(self, running: Mapping[int, int | None]) -> Trial | str | None:
-        """The next trial to start; ``WAIT`` while it depends on those that run; None if all is done.
+    def next(self, running: set[int]) -> Trial | str | None:
+        """The next trial to start or to go on with; ``WAIT`` while it depends on those that run; None: all is done.
 
         Args:
-            running: numbers of the trials that are under way, each with the evaluation after which it pauses.
+            running: numbers of the trials that are under way.
         """
-        tune = self.config.tune
-        idle = [t for t in self.journal.trials if not t.ended and t.trial not in running]
-        if tune.algorithm == "pbt" and (idle or self._more()) and self.searching():
-            return self._member(running)
-        if idle:
-            return idle[0]
-        if self._more():
-            point = propose(tune.algorithm, self.space, self.default, self.journal.of("search"), self.config.seed)
-            assert point is not None
-            return self._add(Trial(0, "search", point, self.config.seed))
-        if running:
+        for trial in self.journal.trials:
+            begun = not trial.ended and trial.trial not in running and not paused(trial)
+            if begun and (trial.phase == "final" or not self._out_of_time):
+                return trial
+        search = self.journal.of("search")
+        found = None if self._out_of_time else self._of_the_search(running)
+        if found is not None:
+            return found
+        if any(t.trial in running for t in search):
             return WAIT
+        for trial in search:
+            if not trial.ended:
+                trial.status = "stopped"
         return self._final()
+
+    # Limits.
+
+    def time_is_up(self, seconds: float) -> bool:
+        """Whether ``tune.max_minutes`` is over; then no trial of the search goes on.
+
+        Args:
+            seconds: that the search has taken, earlier commands included.
+        """
+        limit = self.config.tune.max_minutes
+        if limit is not None and seconds >= 60 * limit:
+            self._out_of_time, self.spent = True, f"tune.max_minutes={limit:g}"
+        return self._out_of_time
+
+    def _fits(self, steps: float) -> bool:
+        """Whether so many steps more stay within ``tune.max_steps``, with what running trials have yet to take."""
+        limit = self.config.tune.max_steps
+        if limit is None:
+            return True
+        search = self.journal.of("search")
+        ahead = sum(max(0.0, self._steps_at(t, t.until) - t.steps) for t in search if not t.ended and not paused(t))
+        if self.journal.steps() + ahead + steps <= limit:
+            return True
+        self.spent = f"tune.max_steps={limit:,}"
+        return False
+
+    def _steps_at(self, trial: Trial, evaluation: int | None) -> float:
+        """Steps of a trial at an evaluation (None: at its end): told by its own scores, else by the first trial's."""
+        whole = self._whole(trial)
+        return whole if evaluation is None else whole * self._share(evaluation)
+
+    def _share(self, evaluation: int) -> float:
+        if self._shares is None:
+            return min(1.0, evaluation / self.config.tune.evaluations)
+        return self._shares[min(evaluation, len(self._shares)) - 1]
+
+    def _whole(self, trial: Trial) -> float:
+        if trial.history:
+            return trial.steps / self._share(len(trial.history))
+        first = next((t for t in self.journal.of("search") if t.history), None)
+        if first is None:
+            return 0.0
+        return self._whole(first) * self._size(trial.point) / self._size(first.point)
+
+    def _size(self, point: Point) -> float:
+        """Something that the steps of a trial are in proportion to."""
+        epochs = float(point.get("train.epochs") or self.config.tune.epochs)
+        return epochs / float(point.get("train.batch_tokens") or self.config.train.batch_tokens)
+
+    # What comes next.
+
+    def _of_the_search(self, running: set[int]) -> Trial | str | None:
+        algorithm = self.config.tune.algorithm
+        if stops_early(algorithm):
+            return self._by_halving()
+        return self._member(running) if algorithm == "pbt" else self._new(None)
+
+    def _more(self) -> bool:
+        return not self.spent and len(self.journal.of("search")) < self.count()
+
+    def _new(self, until: int | None, ahead: float = 0.0) -> Trial | None:
+        """A new trial, if there is one and it fits, and ``ahead`` whole ones besides."""
+        if not self._more():
+            return None
+        search = self.journal.of("search")
+        point = propose(self.config.tune.algorithm, self.space, self.default, search, self.config.seed)
+        if point is None:
+            return None
+        trial = Trial(0, "search", point, self.config.seed, until=until)
+        if search and not self._fits(self._steps_at(trial, until) + ahead * self._whole(trial)):
+            return None
+        return self._add(trial)
+
+    def _by_halving(self) -> Trial | None:
+        tune, search = self.config.tune, self.journal.of("search")
+        for behind in halving.hopeless(search, tune.rungs, tune.reduction_factor, max(len(search), self.count())):
+            behind.status = "stopped"
+        for _ in range(2):  # once more where the limit of steps has just ended the new trials
+            while (trial := halving.promoted(search, tune.rungs, tune.reduction_factor, self._more())) is not None:
+                assert trial.until is not None
+                if self._fits(self._steps_at(trial, trial.until + 1) - trial.steps):
+                    trial.until += 1
+                    return trial
+                trial.status = "stopped"
+            new = self._new(1, ahead=1.0)  # what is ahead: one trial must be able to come to its end
+            if new is not None:
+                return new
+        return None
+
+    def _member(self, running: set[int]) -> Trial | str | None:
+        search = self.journal.of("search")
+        if (new := self._new(1)) is not None:
+            return new
+        alive = [t for t in search if not t.ended]
+        if not alive or all(t.trial in running for t in alive):
+            return None
+        behind = min(len(t.history) for t in alive)
+        if any(t.trial in running and len(t.history) >= (t.until or 0) for t in alive):
+            return WAIT  # it has been scored, and is about to pause
+        ready = [t for t in alive if len(t.history) == behind and t.trial not in running]
+        if not ready:
+            return WAIT
+        if not self._fits(self._steps_at(ready[0], behind + 1) - ready[0].steps):
+            return None
+        ready[0].until = behind + 1
+        return ready[0]
 
     def _add(self, trial: Trial) -> Trial:
         trial.trial = len(self.journal.trials) + 1
         self.journal.trials.append(trial)
         return trial
 
-    # A population (Jaderberg et al., 2017) in rounds: nobody goes on before all have been scored.
-
-    def _member(self, running: Mapping[int, int | None]) -> Trial | str | None:
-        search = self.journal.of("search")
-        if self._more():
-            point = propose("pbt", self.space, self.default, search, self.config.seed)
-            assert point is not None
-            return self._add(Trial(0, "search", point, self.config.seed))
-        alive = [t for t in search if not t.ended]
-        if any(running.get(t.trial) == len(t.history) for t in alive):
-            return WAIT  # it has been scored, and is about to pause
-        behind = min(len(t.history) for t in alive)
-        ready = [t for t in alive if len(t.history) == behind and t.trial not in running]
-        return ready[0] if ready else WAIT
-
-    def round_over(self) -> int | None:
-        """The round that all living members of a population have finished, if nobody has begun the next."""
-        alive = [t for t in self.journal.of("search") if not t.ended]
-        rounds = {len(t.history) for t in alive}
-        return rounds.pop() if len(rounds) == 1 and len(alive) > 1 else None
-
-    def copies(self, done: int) -> list[Copy]:
-        """Who has yet to take over whose weights after a round, and with which point: the same whenever it is asked.
-
-        Args:
-            done: the round that all have finished.
-        """
-        alive = [t for t in self.journal.of("search") if not t.ended]
-        ranked = sorted(alive, key=lambda t: (-float(t.history[done - 1][SCORE]), t.trial))
-        low, high = max(1, int(len(ranked) * EXPLOITED)), max(1, int(len(ranked) * COPIED))
-        copies = []
-        for member in ranked[-low:]:
-            if any(step["round"] == done for step in member.lineage):
-                continue  # it was done before the search was cut off
-            generator = random.Random(f"{self.config.seed}:{done}:{member.trial}")
-            donor = generator.choice(ranked[:high])
-            if donor is member:
-                continue
-            copies.append(Copy(member.trial, donor.trial, self._explored(donor.point, generator)))
-        return copies
-
-    def _explored(self, point: Point, generator: random.Random) -> Point:
-        explored: Point = {}
-        for key, domain in self.space.items():
-            if generator.random() < REDRAWN:
-                explored[key] = domain.draw(generator)
-            else:
-                explored[key] = domain.moved(point[key], generator.choice(FACTORS), generator)
-        return explored
-
-    # The final trainings.
-
     def _final(self) -> Trial | None:
         best = best_of(self.journal.of("search"))
         if best is None or not self.config.tune.seeds:
             return None
-        wanted = [("winner", best.point)] if best.trial != 1 else []
-        wanted = [("default", self.default), *wanted]
+        wanted = [("default", self.default), *([("winner", best.point)] if best.trial != 1 else [])]
         for i in range(self.config.tune.seeds if len(wanted) > 1 else 1):
             for arm, point in wanted:
                 seed = self.config.seed + 1 + i
-                known = [t for t in self.finals(best) if t.arm == arm and t.seed == seed]
-                if not known:
+                if not any(t.arm == arm and t.seed == seed for t in self.finals(best)):
                     return self._add(Trial(0, "final", dict(point), seed, arm))
         return None
 
@@ -174,11 +190,6 @@ class Plan:
         """The final trainings that are of use for this winner: an extended search may have had another before."""
         points: dict[str | None, Point] = {"default": self.default, "winner": best.point}
         return [t for t in self.journal.of("final") if t.point == points.get(t.arm)]
-
-
-def item_until(config: Config, trial: Trial) -> int | None:
-    """After which evaluation a trial pauses: a member of a population after each, others never (None)."""
-    return len(trial.history) + 1 if config.tune.algorithm == "pbt" and trial.phase == "search" else None
 
 
 def facts_of(config: Config, space: Space, default: Point, identity: dict[str, Any]) -> dict[str, Any]:

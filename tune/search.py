@@ -150,13 +150,13 @@ def _search(config: Config, plan: Plan, assets: Assets, folder: Place, have: clu
                 "trial 1 is the default recipe")  # fmt: skip
     console.say("tune", "searched: " + "; ".join(_domain(k, d) for k, d in plan.space.items()))
 
-    def job_of(trial: Trial, until: int | None) -> dict[str, Any]:
+    def job_of(trial: Trial) -> dict[str, Any]:
         if trial.phase == "final":
             one = space.final_config(config, trial.point, trial.seed)
         else:
             one = space.trial_config(config, trial.point)
         asset = assets.of(trial.point)
-        return trainer.job(one, asset.prepared, asset.model, layout, assets.initial(one, asset), until=until)
+        return trainer.job(one, asset.prepared, asset.model, layout, assets.initial(one, asset), until=trial.until)
 
     finals = 2 * config.tune.seeds
     launch = Launch(plan, folder, layout, concurrent, job_of, Board(plan.journal, count, finals, concurrent))

@@ -14,7 +14,6 @@ from pipeline import cluster
 from pipeline.config import Config
 from pipeline.storage import Place
 
-CLOCK = "resource"  # ASHA's: 1, then reduction_factor times more from rung to rung
 ERROR = "error"
 
 
@@ -22,32 +21,27 @@ def training(config: dict[str, Any]) -> None:
     """Train; a failure is told, not raised: it would only come again.
 
     Args:
-        config: ``trial``, ``work`` and ``folder`` (of the checkpoints), ``layout``, ``factor`` (of ASHA; 0: never
-            stopped), ``known`` (evaluations that the search knows of) and ``job`` (of ``worker.fit``, as JSON).
+        config: ``trial``, ``work`` and ``folder`` (of the checkpoints), ``layout``, ``known`` (evaluations that the
+            search knows of) and ``job`` (of ``worker.fit``, as JSON).
     """
     from ray import tune
 
     from pipeline.train import failures
 
     work, job = Place(config["work"]), json.loads(config["job"])
-    folder, layout, factor = work / config["folder"], cluster.Layout(*config["layout"]), config["factor"]
+    folder, layout = work / config["folder"], cluster.Layout(*config["layout"])
     try:
         for entry in _missed(folder, config["known"]):
-            tune.report(timed(entry, factor))
+            tune.report(entry)
         if layout.workers == 1:
             from pipeline.train.seat import LoneSeat
             from pipeline.train.worker import fit
 
-            fit({**job, "folder": str(folder)}, LoneSeat(lambda e: tune.report(timed(e, factor)), layout.use_gpu))
+            fit({**job, "folder": str(folder)}, LoneSeat(tune.report, layout.use_gpu))
         else:
-            _on_ray_train(work, config["folder"], layout, job, factor)
+            _on_ray_train(work, config["folder"], layout, job)
     except Exception as e:
         tune.report({ERROR: str(failures.stopped(e, work))})
-
-
-def timed(entry: dict[str, Any], factor: int) -> dict[str, Any]:
-    """An evaluation with ASHA's clock added, where the trial may be stopped."""
-    return {**entry, CLOCK: factor ** (int(entry["evaluation"]) - 1)} if factor else dict(entry)
 
 
 def _missed(folder: Place, known: int) -> list[dict[str, Any]]:
@@ -64,16 +58,12 @@ def _missed(folder: Place, known: int) -> list[dict[str, Any]]:
     return []
 
 
-def _on_ray_train(work: Place, name: str, layout: cluster.Layout, job: dict[str, Any], factor: int) -> None:
+def _on_ray_train(work: Place, name: str, layout: cluster.Layout, job: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from pipeline.train import trainer
 
-    class Reporter(TuneReportCallback):
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            super().after_report(run_context, [timed(metrics[0], factor)], checkpoint)
-
-    reporter: Any = Reporter
+    reporter: Any = TuneReportCallback
     config = Config.model_validate(job["config"])
     (work / name / "checkpoint_manager_snapshot.json").delete()  # see trainer.torch_trainer
     # Worker groups of stopped trials die with this process: Ray ends what an actor owns with the actor.

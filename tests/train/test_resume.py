@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +21,17 @@ from pipeline import config as configuration
 from pipeline import stages
 from pipeline.config import Config
 from pipeline.errors import WorkFailed
+from pipeline.storage import Place
 from pipeline.train import trainer
 from pipeline.train.store import Store
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers through /proc")
+
+
+SETS = [
+    "model.name=lstm", "model.vocab_size=300", "model.embedding_dim=16", "model.hidden=[64]", "train.epochs=60",
+    "train.batch_tokens=256", "train.evaluations=3", "train.workers=2", "train.checkpoint_seconds=0",
+]  # fmt: skip
 
 
 def small(folder: Path, name: str, *sets: str) -> Config:
@@ -29,12 +40,8 @@ def small(folder: Path, name: str, *sets: str) -> Config:
     file = folder / "rows.csv"
     if not file.exists():
         file.write_text("text,label\n" + "\n".join(rows) + "\n")
-    all_sets = [
-        "model.name=lstm", "model.vocab_size=300", "model.embedding_dim=16", "model.hidden=[64]", "train.epochs=60",
-        "train.batch_tokens=256", "train.evaluations=3", "train.workers=2", "train.checkpoint_seconds=0", *sets,
-    ]  # fmt: skip
     flags = {"storage": str(folder / "runs"), "name": name, "data.train": (str(file),)}
-    return configuration.load(None, all_sets, flags)
+    return configuration.load(None, [*SETS, *sets], flags)
 
 
 def begin(config: Config) -> stages.Job:
@@ -49,7 +56,11 @@ def weights(job: stages.Job) -> str:
     assert trained.summary["steps"] == trained.history[-1]["step"]
     assert 0 <= trained.summary["stall_share"] < 1
     assert not (trained.checkpoint / "checkpoint.json").exists()
-    return hashlib.sha256((trained.checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    return digest(job.run)
+
+
+def digest(run: Place) -> str:
+    return hashlib.sha256((run / "checkpoint" / "model.safetensors").read_bytes()).hexdigest()
 
 
 def workers() -> list[int]:
@@ -100,6 +111,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> 
     """A folder with the data, and the weights of a training that nothing happened to."""
     folder = tmp_path_factory.mktemp("resume")
     return folder, weights(begin(small(folder, "calm")))
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_command_resumes_with_the_same_command(undisturbed: tuple[Path, str]) -> None:
+    folder, calm = undisturbed
+    items = [word for item in SETS for word in ("--set", item)]
+    words = [sys.executable, "-m", "broadsheet", "train", "--data", str(folder / "rows.csv"), "--name", "typed", *items]
+    environment = {k: v for k, v in os.environ.items() if k not in ("BROADSHEET_DATA", "RAY_ADDRESS")}
+    killed = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 150
+    while not list((folder / "runs/typed/train").glob("*/checkpoint_*/checkpoint.json")):
+        assert killed.poll() is None, "training ended before the command could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (folder / "runs/typed/checkpoint").exists()
+
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "resuming an unfinished training from step" in done.stdout, done.stdout
+    steps = [json.loads(line)["step"] for line in (folder / "runs/typed/metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == len(set(steps)) == 3
+    assert digest(Place.of(folder / "runs" / "typed")) == calm
 
 
 @pytest.mark.timeout(400)

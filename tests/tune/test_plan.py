@@ -5,24 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from searching import planned, trial
+from searching import entry, planned, trial
 
 from tune.journal import Trial
-from tune.plan import WAIT, Plan, facts_of, item_until
+from tune.plan import WAIT, Plan, facts_of
+from tune.population import copies, round_over
 
 
 def drain(plan: Plan, score: float = 0.5) -> list[Trial]:
-    """Finish whatever comes, one at a time."""
+    """Finish whatever comes, one at a time; returns the trials in the order of their first part."""
     done = []
     while True:
-        found = plan.next({})
+        found = plan.next(set())
         assert found != WAIT
         if found is None:
             return done
         assert isinstance(found, Trial)
-        one = trial(found.trial, [score + 0.001 * found.trial])
-        found.history, found.status = one.history, "finished"
-        done.append(found)
+        if found not in done:
+            done.append(found)
+        ends = plan.config.tune.rungs if found.until else 1
+        known = len(found.history)
+        upto = found.until or ends
+        found.history += trial(found.trial, [score + 0.001 * found.trial] * upto).history[known:]
+        found.status = "finished" if len(found.history) >= ends else "waiting"
 
 
 def test_default_first_then_points_then_both_arms_on_each_seed(tmp_path: Path) -> None:
@@ -33,7 +38,7 @@ def test_default_first_then_points_then_both_arms_on_each_seed(tmp_path: Path) -
     assert len({str(t.point) for t in done[:4]}) == 4
     assert [(t.arm, t.seed) for t in done[4:]] == [("default", 18), ("winner", 18), ("default", 19), ("winner", 19)]
     assert done[5].point == done[3].point
-    assert planned(tmp_path, "tune.trials=4", trials=done[:2]).next({}) != done[1]
+    assert planned(tmp_path, "tune.trials=4", trials=done[:2]).next(set()) != done[1]
 
 
 def test_the_default_as_winner_is_trained_once_more(tmp_path: Path) -> None:
@@ -46,11 +51,11 @@ def test_the_default_as_winner_is_trained_once_more(tmp_path: Path) -> None:
 def test_what_was_cut_off_comes_first_and_finals_wait(tmp_path: Path) -> None:
     trials = [trial(1, [0.5]), trial(2, [0.4], "waiting"), trial(3, status="waiting")]
     plan = planned(tmp_path, "tune.trials=4", trials=trials)
-    assert plan.next({3: None}) is trials[1]
-    fourth = plan.next({2: None, 3: None})
+    assert plan.next({3}) is trials[1]
+    fourth = plan.next({2, 3})
     assert isinstance(fourth, Trial)
     assert fourth.trial == 4
-    assert plan.next({2: None, 3: None, 4: None}) == WAIT
+    assert plan.next({2, 3, 4}) == WAIT
 
 
 def test_a_point_depends_on_its_number_alone(tmp_path: Path) -> None:
@@ -69,14 +74,37 @@ def test_a_grid_is_tried_whole(tmp_path: Path) -> None:
     assert points[0] == {"train.epochs": 2.0, "train.batch_tokens": 2048}
 
 
-def test_a_spent_budget_ends_the_search_but_not_the_finals(tmp_path: Path) -> None:
-    plan = planned(tmp_path, "tune.trials=9", "tune.max_steps=30", trials=[trial(1, [0.5]), trial(2, [0.6, 0.7])])
-    assert plan.budget(0.0) == "tune.max_steps=30"
-    found = plan.next({})
+def test_the_limit_of_steps_is_kept_and_one_trial_comes_to_its_end(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "tune.trials=90", "tune.max_steps=100", "tune.seeds=1", "tune.rungs=3")
+
+    def steps(one: Trial) -> list[dict]:
+        return [entry(i + 1, 0.5 + 0.001 * one.trial, step) for i, step in enumerate((3, 9, 27))]  # 27 in all
+
+    found = plan.next(set())
+    while isinstance(found, Trial) and found.phase == "search":
+        found.history = steps(found)[: found.until]
+        found.status = "finished" if len(found.history) == 3 else "waiting"
+        found = plan.next(set())
+    search = plan.journal.of("search")
+    assert plan.spent == "tune.max_steps=100"
+    assert 60 < plan.journal.steps() <= 100
+    assert any(t.status == "finished" for t in search)
+    assert all(t.ended for t in search)
     assert isinstance(found, Trial)
     assert found.phase == "final"
-    assert planned(tmp_path, "tune.max_minutes=2").budget(119.0) is None
-    assert planned(tmp_path, "tune.max_minutes=2").budget(121.0) == "tune.max_minutes=2"
+
+
+def test_when_time_is_up_only_finals_follow(tmp_path: Path) -> None:
+    trials = [trial(1, [0.5], "waiting", until=1), trial(2, [], "waiting", until=1)]
+    plan = planned(tmp_path, "tune.max_minutes=2", trials=trials)
+    assert not plan.time_is_up(119.0)
+    assert plan.next(set()) is trials[1]
+    assert plan.time_is_up(121.0)
+    found = plan.next(set())
+    assert isinstance(found, Trial)
+    assert found.phase == "final"
+    assert [t.status for t in trials] == ["stopped", "stopped"]
+    assert plan.spent == "tune.max_minutes=2"
 
 
 def test_an_extended_search_keeps_the_finals_that_still_count(tmp_path: Path) -> None:
@@ -90,40 +118,46 @@ POPULATION = ("tune.algorithm=pbt", "tune.trials=4", "tune.evaluations=3", "tune
 
 
 def test_a_population_goes_on_together(tmp_path: Path) -> None:
-    trials = [trial(n, [0.1 * n], "waiting") for n in (1, 2, 3, 4)]
+    trials = [trial(n, [0.1 * n], "waiting", until=1) for n in (1, 2, 3, 4)]
     plan = planned(tmp_path, *POPULATION, trials=trials)
-    assert plan.round_over() == 1
-    assert plan.next({}) is trials[0]
-    assert item_until(plan.config, trials[0]) == 2
+    assert round_over(trials) == 1
+    assert plan.next(set()) is trials[0]
+    assert trials[0].until == 2
     trials[0].history += trial(1, [0, 0.9]).history[1:]
-    assert plan.round_over() is None
-    assert plan.next({2: 2, 3: 2, 4: 2}) == WAIT
-    assert plan.next({2: 2, 3: 2}) is trials[3]
-    assert plan.next({1: 2, 2: 2, 3: 2}) == WAIT  # the first was scored, and has yet to pause
+    assert round_over(trials) is None
+    for one in trials[1:]:
+        one.until, one.status = 2, "running"
+    assert plan.next({2, 3, 4}) == WAIT
+    trials[3].until, trials[3].status = 1, "waiting"
+    assert plan.next({2, 3}) is trials[3]
+    trials[0].status = "running"
+    trials[3].until, trials[3].status = 1, "waiting"
+    assert plan.next({1, 2, 3}) == WAIT  # the first was scored, and has yet to pause
 
 
 def test_the_last_take_over_from_the_first_once(tmp_path: Path) -> None:
-    trials = [trial(n, [0.1 * n], "waiting") for n in range(1, 9)]
+    trials = [trial(n, [0.1 * n], "waiting", until=1) for n in range(1, 9)]
     plan = planned(tmp_path, *POPULATION, "tune.trials=8", trials=trials)
-    copies = plan.copies(1)
-    assert {c.trial for c in copies} == {1, 2}
-    assert {c.donor for c in copies} <= {7, 8}
-    assert plan.copies(1) == copies
+    found = copies(trials, 1, plan.space, 17)
+    assert {c.trial for c in found} == {1, 2}
+    assert {c.donor for c in found} <= {7, 8}
+    assert copies(trials, 1, plan.space, 17) == found
     trials[0].lineage.append({"round": 1, "from": 8})
-    assert [c.trial for c in plan.copies(1)] == [2]
-    for copy in copies:
+    assert [c.trial for c in copies(trials, 1, plan.space, 17)] == [2]
+    for copy in found:
         assert copy.point != trials[copy.donor - 1].point
         assert all(plan.space[k].holds(v) for k, v in copy.point.items())
 
 
 def test_a_population_goes_on_without_those_that_failed(tmp_path: Path) -> None:
-    trials = [trial(1, [0.1], "waiting"), trial(2, [], "failed", error="x"), trial(3, [0.3], "waiting")]
+    first, third = (trial(n, [0.1 * n], "waiting", until=1) for n in (1, 3))
+    trials = [first, trial(2, [], "failed", error="x", until=1), third]
     plan = planned(tmp_path, *POPULATION, "tune.trials=3", trials=trials)
-    assert plan.round_over() == 1
-    assert [(c.trial, c.donor) for c in plan.copies(1)] == [(1, 3)]
+    assert round_over(trials) == 1
+    assert [(c.trial, c.donor) for c in copies(trials, 1, plan.space, 17)] == [(1, 3)]
     for one in trials:
         one.status = "failed"
-    assert plan.next({}) is None
+    assert plan.next(set()) is None
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_population_goes_on_from_the_weights_of_its_best(
     original = keep.keep
     monkeypatch.setattr(keep, "keep", look)
     monkeypatch.setattr(launch.Launch, "_free_disk", lambda self: None)
-    monkeypatch.setattr("tune.plan.REDRAWN", 0.0)
+    monkeypatch.setattr("tune.population.REDRAWN", 0.0)
     sets = ["tune.algorithm=pbt", "tune.trials=2", "tune.evaluations=2", "tune.seeds=0", "train.learning_rate=0.02"]
     space = "tune.space={train.learning_rate: {choice: [1e-12, 0.02]}}"
     search.run(configured(rows, tmp_path, *sets, space, "train.keep_checkpoints=9"), None)
@@ -222,12 +222,12 @@ def test_cut_off_and_gone_on(rows: str, tmp_path: Path, ray_session: None) -> No
     said = stopped_at(command(tmp_path, "--resume"), "trial 2, score 1", signal.SIGKILL)
     assert re.search(r"going on with the search in .*/search: 0 of 1 trials had ended", said)
     before = trials_of(folder)
-    assert before[0]["status"] in ("finished", "stopped")
+    assert len(before[0]["history"]) == 1
 
     process = command(tmp_path, "--resume")
     said = stopped_at(process, "no such words", 0)
     assert process.returncode == 0, said
     after = trials_of(folder)
-    assert after[0] == before[0]
-    assert [e["evaluation"] for e in after[1]["history"]] in ([1], [1, 2])
+    assert after[0]["history"][:1] == before[0]["history"]
+    assert sorted([e["evaluation"] for e in t["history"]] for t in after[:2]) == [[1], [1, 2]]
     assert json.loads((folder / "search.json").read_text())["result"]
