@@ -146,7 +146,7 @@ def tune(show: str | None, resume: bool, extend: int | None, **options: Any) -> 
         return
     if (resume or extend) and not options["config_file"]:
         options["config_file"] = search.saved_config(options["storage"], options["name"])
-    search.run(_load(options), address, extend or 0)
+    search.run(_load(options), address, extend or 0, resume)
 
 
 @cli.command()

@@ -177,8 +177,15 @@ class Layout:
         return words + (f", x {self.gpus:g} GPU = {self.workers * self.gpus:g} GPUs" if self.gpus else "")
 
 
-def train_layout(config: Config, have: Resources) -> Layout:
+def train_layout(
+    config: Config, have: Resources, keys: str = "train.workers (--workers) or train.cpus_per_worker"
+) -> Layout:
     """The training layout that the configuration asks for or, where it is silent, what fits.
+
+    Args:
+        config: of the run.
+        have: the cluster.
+        keys: what to lower where it does not fit.
 
     Raises:
         UserError: it asks for more than the cluster has (with ``train.min_workers``: for more than that at the least).
@@ -195,7 +202,7 @@ def train_layout(config: Config, have: Resources) -> Layout:
     if train.min_workers is not None and train.min_workers > workers:
         raise UserError(f"train.min_workers={train.min_workers} is more than the {workers} of train.workers: lower it")
     least = Layout(train.min_workers or workers, train.cpus_per_worker, gpus)
-    check_fits("training", least, have, "train.workers (--workers) or train.cpus_per_worker")
+    check_fits("training", least, have, keys)
     return layout
 
 

@@ -150,8 +150,14 @@ def predict(config: Config, files: tuple[str, ...], where: str | None, out: str,
         console.warn("predict", f"{total['errors']:,} rows could not be classified; their 'error' column says why")
 
 
-def make_prepared(job: Job, address: str | None) -> None:
-    """The prepare stage: find or make the prepared data, and print its ledger."""
+def make_prepared(job: Job, address: str | None, note: bool = True) -> None:
+    """The prepare stage: find or make the prepared data, and print its ledger.
+
+    Args:
+        job: of the run.
+        address: the Ray cluster.
+        note: whether ``config.yaml`` and ``data.json`` are written to the run's folder.
+    """
     began = time.monotonic()
     prepared, reused = preparation.prepare(job.config, job.model, address)
     job.prepared = prepared
@@ -184,8 +190,15 @@ def make_prepared(job: Job, address: str | None) -> None:
         console.warn("prepare", warning)
     if not reused:
         console.say("prepare", f"{console.seconds(job.seconds['prepare'])} -> {prepared.place}")
+    if note:
+        leave_note(job)
+
+
+def leave_note(job: Job) -> None:
+    """Write the configuration, and which prepared data is used, to the run's folder."""
+    assert job.prepared is not None
     (job.run / "config.yaml").write_text(configuration.dump(job.config))
-    pointer = {"prepared": str(prepared.place), "ledger": ledger}
+    pointer = {"prepared": str(job.prepared.place), "ledger": job.prepared.ledger}
     (job.run / "data.json").write_text(json.dumps(pointer, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -71,6 +71,12 @@ class Assets:
             gates.refuse(config.data, prepared.ledger, prepared.profile["classes"])
             if prepared.labels != self._first.prepared.labels:
                 raise UserError(f"tune.space: {_words(point)} leads to other labels: scores could not be compared")
+            for split in ("validation", "test"):
+                if _ids(prepared, split) != _ids(self._first.prepared, split):
+                    raise UserError(
+                        f"tune.space: {_words(point)} leads to other {split} rows than the default recipe, so scores "
+                        "could not be compared: search without this key, once for each of its values"
+                    )
             if not reused:
                 console.say("prepare", f"{_words(point)} -> {prepared.place}")
             self._known[_mark(point)] = Asset(prepared, model)
@@ -88,6 +94,10 @@ class Assets:
         place = self._folder / f"initial-{mark}"
         trainer.write_initial(config, asset.prepared, asset.model, place)
         return place
+
+
+def _ids(prepared: Prepared, split: str) -> list[str]:
+    return sorted(prepared.table(split, ["id"])["id"].to_pylist()) if prepared.rows(split) else []
 
 
 def _value(config: Config, key: str) -> Any:

@@ -35,6 +35,7 @@ class Trial:
         history: its evaluations (step, epoch, loss, scores, seconds).
         error: why it failed.
         lineage: of a member of a population: whose weights it took over, when, and the point from there on.
+        size: of a final: its training rows and epochs, as configured.
     """
 
     trial: int
@@ -47,11 +48,13 @@ class Trial:
     history: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
     lineage: list[dict[str, Any]] = field(default_factory=list)
+    size: list[float | None] | None = None
 
     @property
     def best(self) -> float | None:
-        """The highest validation macro F1."""
-        return max((float(e[SCORE]) for e in self.history), default=None)
+        """The highest validation macro F1, of the weights that it has now."""
+        since = int(self.lineage[-1]["round"]) if self.lineage else 0
+        return max((float(e[SCORE]) for e in self.history[since:]), default=None)
 
     @property
     def steps(self) -> int:

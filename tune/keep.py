@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,21 @@ from tune import conclude
 from tune.assets import Assets
 from tune.journal import Trial
 
+KEPT = ("best", "default")
+
 
 def compared(
     seed: int, finals: list[Trial], assets: Assets, folder: Place, address: str | None
 ) -> dict[str, Any] | None:
-    """Both arms on the test rows; None where a final training is missing."""
-    arms: dict[str, dict[int, Trial]] = {"winner": {}, "default": {}}
-    for trial in finals:
-        arms[str(trial.arm)][trial.seed] = trial
-    pairs = sorted(arms["winner"].keys() & arms["default"].keys())
-    if not pairs:
+    """Both arms on the test rows, by the seeds that both have; None where there is no such seed, or no test row."""
+    arms = conclude.paired(finals)
+    if not arms["winner"] or not assets.of(arms["default"][0].point).prepared.rows("test"):
         return None
     scored: dict[str, list[Predictions]] = {"winner": [], "default": []}
     first: Predictions | None = None
-    for at in pairs:
-        for name in ("default", "winner"):
-            one = _predictions(arms[name][at], assets, folder, address)
+    for name, trials in arms.items():
+        for trial in trials:
+            one = _predictions(trial, assets, folder, address)
             first = first or one
             scored[name].append(aligned(first, one, ("the default recipe", "the winner")))
     return conclude.compared(scored["winner"], scored["default"], seed)
@@ -47,45 +47,59 @@ def _predictions(trial: Trial, assets: Assets, folder: Place, address: str | Non
     if (kept / PREDICTIONS).exists():
         return Predictions.load(str(kept))
     prepared = assets.of(trial.point).prepared
-    split = "test" if prepared.rows("test") else "validation"
-    store = Store(folder / "trials" / trial.folder, 1)
-    best = store.place / name_of(trainer.best_step(store))
-    ids, labels, probabilities = predict_split(prepared, split, best, address)
-    predictions = Predictions(ids, labels, probabilities, prepared.labels, split)
+    where = place_of(trial, folder)
+    if where is None:
+        raise _gone(trial, folder)
+    ids, labels, probabilities = predict_split(prepared, "test", where, address)
+    predictions = Predictions(ids, labels, probabilities, prepared.labels, "test")
     predictions.save(kept)
     return predictions
+
+
+def place_of(trial: Trial, folder: Place) -> Place | None:
+    """Where the best checkpoint of a trial lies: among its own, or as one that was kept; None if it is gone."""
+    store = Store(folder / "trials" / trial.folder, 1)
+    if store.steps():
+        return store.place / name_of(trainer.best_step(store))
+    return next((folder / name for name in KEPT if _kept(folder / name) == trial.trial), None)
+
+
+def _kept(place: Place) -> int | None:
+    """Of which trial a kept checkpoint is."""
+    if not (place / checkpoint.CARD).exists():
+        return None
+    number = json.loads((place / checkpoint.CARD).read_text()).get("training", {}).get("trial")
+    return int(number) if number is not None else None
 
 
 def keep(chosen: Trial, finals: list[Trial], folder: Place) -> None:
     """Export ``best/`` and, where that is not the default recipe's, the best of that as ``default/``.
 
-    Checkpoints of a search that was extended are gone but for these two.
+    Checkpoints of a search that was extended are gone but for these two: so ``default`` is written before ``best``
+    takes its place, and nothing is removed before its successor is there.
     """
-    defaults = [t for t in finals if t.arm == "default" and t.best is not None]
+    defaults = [t for t in finals if t.arm == "default" and t.status == "finished" and place_of(t, folder) is not None]
     default = max(defaults, key=lambda t: (t.best or 0.0, -t.trial), default=None)
     wanted = {"best": chosen} | ({"default": default} if default and chosen.arm != "default" else {})
-    with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
-        for name, trial in wanted.items():
-            _export(trial, folder, Path(temporary) / name)
-        for name in ("best", "default"):
-            if (folder / name / checkpoint.CARD).exists():
-                (folder / name / checkpoint.CARD).delete()  # no half of two checkpoints passes for one
-            (folder / name).delete()
-            if name in wanted:
-                put_folder(Path(temporary) / name, folder / name)
+    for name in reversed(KEPT):
+        if name in wanted and _kept(folder / name) != wanted[name].trial:
+            with _exported(wanted[name], folder) as files:
+                put_folder(files, folder / name)
+    if "default" not in wanted:
+        (folder / "default").delete()
 
 
-def _export(trial: Trial, folder: Place, out: Path) -> None:
-    store = Store(folder / "trials" / trial.folder, 1)
-    if store.steps():
+@contextmanager
+def _exported(trial: Trial, folder: Place) -> Iterator[Path]:
+    where = place_of(trial, folder)
+    if where is None:
+        raise _gone(trial, folder)
+    with local_folder(where) as source, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
+        out = Path(temporary) / "checkpoint"
         facts = {"point": trial.point, "trial": trial.trial, "seed": trial.seed, "history": trial.history}
-        with trainer.best_checkpoint(store) as source:
-            trainer.export(source, out, {**facts, "steps": trial.steps, "seconds": trial.seconds})
-        return
-    for name in ("best", "default"):
-        card = folder / name / checkpoint.CARD
-        if card.exists() and json.loads(card.read_text()).get("training", {}).get("trial") == trial.trial:
-            with local_folder(folder / name) as files:
-                shutil.copytree(files, out)
-            return
-    raise WorkFailed(f"the checkpoint of trial {trial.trial} is gone from {folder}: search anew under another --name")
+        trainer.export(source, out, {**facts, "steps": trial.steps, "seconds": trial.seconds})
+        yield out
+
+
+def _gone(trial: Trial, folder: Place) -> WorkFailed:
+    return WorkFailed(f"the checkpoint of trial {trial.trial} is gone from {folder}: search anew under another --name")

@@ -57,15 +57,26 @@ class Launch:
         self.plan, self.folder, self.layout, self.concurrent = plan, folder, layout, concurrent
         self.journal: Journal = plan.journal
         self.board = board
-        self.tracks = Tracks(plan.config, plan.journal)
+        self.tracks = Tracks(plan.config, plan.journal, plan.default)
         self.interrupted = False
         self._job_of = job_of
         self._running: set[int] = set()
+        self._freed: set[int] = set()
+        self._known: dict[int, int] = {}  # scores of a trial when it was started
         self._began, self._before = time.monotonic(), float(self.journal.facts.get("seconds", 0.0))
+        self._searched = float(self.journal.facts.get("search_seconds", 0.0))
+        self._search_ended: float | None = None
 
     def seconds(self) -> float:
         """Seconds of the search, earlier commands included."""
         return self._before + time.monotonic() - self._began
+
+    def _search_seconds(self) -> float:
+        """Seconds of the search without the final trainings, which ``tune.max_minutes`` does not limit."""
+        return self._searched + (self._search_ended or time.monotonic()) - self._began
+
+    def _time_is_up(self) -> bool:
+        return self._search_ended is None and self.plan.time_is_up(self._search_seconds())
 
     def run(self) -> None:
         """Work until the plan has nothing more, or Ctrl-C.
@@ -118,6 +129,7 @@ class Launch:
     def save(self) -> None:
         """Write the journal."""
         self.journal.facts["seconds"] = round(self.seconds(), 1)
+        self.journal.facts["search_seconds"] = round(self._search_seconds(), 1)
         self.journal.write()
 
     @contextmanager
@@ -145,7 +157,7 @@ class Launch:
         """The next trial for Tune; None: ask again later; 'over': there is none."""
         if self.interrupted:
             return "over"
-        self.plan.time_is_up(self.seconds())
+        self._time_is_up()
         if self.plan.config.tune.algorithm == "pbt" and not self._running:
             self._copy_weights()
         ended = {t.trial for t in self.journal.trials if t.ended}
@@ -160,8 +172,17 @@ class Launch:
             assert found == WAIT
             return None
         trial = found
+        if trial.phase == "final" and self._search_ended is None:
+            self._search_ended = time.monotonic()
+        try:
+            job = json.dumps(self._job_of(trial))
+        except Exception as e:  # a point that no network can be built of ends its trial, not the search
+            trial.error = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            self.completed(trial.trial)
+            return self.suggest()
         trial.status = "running"
         self._running.add(trial.trial)
+        self._known[trial.trial] = len(trial.history)
         self.save()
         self._free_disk()
         return {
@@ -170,8 +191,7 @@ class Launch:
             "folder": trial.folder,
             "known": len(trial.history),
             "layout": [self.layout.workers, self.layout.cpus, self.layout.gpus],
-            # As one string: Tune makes names of trials from all keys and values that it finds.
-            "job": json.dumps(self._job_of(trial)),
+            "job": job,  # as one string: Tune makes names of trials from all keys and values that it finds
         }
 
     def _copy_weights(self) -> None:
@@ -215,11 +235,13 @@ class Launch:
         trial.error = trial.error or error
         if trial.error:
             trial.status = "failed"
+        elif self._whole(trial):
+            trial.status = "finished"
         elif self.interrupted:
             trial.status = "waiting"  # to go on with
-        elif trial.phase == "final" or self._whole(trial):
-            trial.status = "finished"
-        elif trial.until is not None and not self.plan.time_is_up(self.seconds()):
+        elif trial.phase == "final" or len(trial.history) == self._known.get(number):
+            trial.status = "finished"  # where there are fewer steps than rungs, there are fewer scores
+        elif trial.until is not None and not self._time_is_up():
             trial.status = "waiting"  # for the next rung or round
         else:
             trial.status = "stopped"
@@ -234,11 +256,14 @@ class Launch:
         search = self.journal.of("search")
         best = best_of(search)
         for trial in search:
-            if trial.ended and trial is not best:
+            if trial.ended and trial is not best and trial.trial not in self._freed:
                 (self.folder / "trials" / trial.folder).delete()
+                self._freed.add(trial.trial)
 
     def _whole(self, trial: Trial) -> bool:
         """Whether a trial of the search was trained to its end."""
+        if trial.phase == "final":
+            return False
         tune = self.plan.config.tune
         wanted = tune.rungs if stops_early(tune.algorithm) else tune.evaluations
         # The epoch of the last evaluation: where there are fewer steps than evaluations, there are fewer of these.
@@ -273,7 +298,7 @@ class Launch:
 
         class Limits(Stopper):
             def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-                if not launch.plan.time_is_up(launch.seconds()):
+                if not launch._time_is_up():
                     return False
                 return launch.journal.get(int(result["config"]["trial"])).phase == "search"
 
@@ -298,7 +323,7 @@ class Launch:
                 launch.completed(int(trial.config["trial"]))
 
             def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-                text = str(trial.get_pickled_error() or "no reason given")
+                text = str(trial.get_error() or "its process died, and so did those that tried again")
                 lines = [line.strip() for line in text.splitlines() if line.strip()]
                 launch.completed(int(trial.config["trial"]), lines[-1][:300] if lines else "unknown")
 

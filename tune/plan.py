@@ -12,7 +12,7 @@ from tune import halving
 from tune.halving import paused
 from tune.journal import Journal, Trial, best_of
 from tune.propose import grid, propose
-from tune.space import Point, Space, shares, stops_early
+from tune.space import Point, Space, final_config, shares, stops_early
 
 WAIT = "wait"
 
@@ -35,11 +35,12 @@ class Plan:
         self.spent: str | None = None
         self._out_of_time = False
         self._shares = shares(config)
+        self._grid = [p for p in grid(space) if p != default] if config.tune.algorithm == "grid" else []
 
     def count(self) -> int:
         """Trials of the whole search: a grid has as many as it has points."""
         if self.config.tune.algorithm == "grid":
-            return 1 + sum(p != self.default for p in grid(self.space))
+            return 1 + len(self._grid)
         return self.config.tune.trials
 
     def next(self, running: set[int]) -> Trial | str | None:
@@ -98,6 +99,10 @@ class Plan:
             return min(1.0, evaluation / self.config.tune.evaluations)
         return self._shares[min(evaluation, len(self._shares)) - 1]
 
+    def whole_steps(self) -> float:
+        """Steps that all trials of the search would have taken to their ends."""
+        return sum(self._whole(t) for t in self.journal.of("search") if t.history)
+
     def _whole(self, trial: Trial) -> float:
         if trial.history:
             return trial.steps / self._share(len(trial.history))
@@ -130,6 +135,9 @@ class Plan:
         point = propose(self.config.tune.algorithm, self.space, self.default, search, self.config.seed)
         if point is None:
             return None
+        unknown = self.config.tune.max_steps is not None and not any(t.history for t in search)
+        if unknown and any(not t.ended for t in search):
+            return None  # what a trial takes is known when the first has been scored
         trial = Trial(0, "search", point, self.config.seed, until=until)
         if search and not self._fits(self._steps_at(trial, until) + ahead * self._whole(trial)):
             return None
@@ -183,13 +191,18 @@ class Plan:
             for arm, point in wanted:
                 seed = self.config.seed + 1 + i
                 if not any(t.arm == arm and t.seed == seed for t in self.finals(best)):
-                    return self._add(Trial(0, "final", dict(point), seed, arm))
+                    return self._add(Trial(0, "final", dict(point), seed, arm, size=self._final_size()))
         return None
 
     def finals(self, best: Trial) -> list[Trial]:
         """The final trainings that are of use for this winner: an extended search may have had another before."""
         points: dict[str | None, Point] = {"default": self.default, "winner": best.point}
-        return [t for t in self.journal.of("final") if t.point == points.get(t.arm)]
+        known = self.journal.of("final")
+        return [t for t in known if t.point == points.get(t.arm) and t.size == self._final_size()]
+
+    def _final_size(self) -> list[float | None]:
+        one = final_config(self.config, {}, 0).train
+        return [one.max_rows, one.epochs]
 
 
 def facts_of(config: Config, space: Space, default: Point, identity: dict[str, Any]) -> dict[str, Any]:

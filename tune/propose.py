@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.train.store import SCORE
 from tune.journal import Trial
-from tune.space import Point, Space
+from tune.space import Domain, Point, Space
 
 
 def propose(algorithm: str, space: Space, default: Point, trials: Sequence[Trial], seed: int) -> Point | None:
@@ -39,8 +39,9 @@ def propose(algorithm: str, space: Space, default: Point, trials: Sequence[Trial
 
 
 def grid(space: Space) -> list[Point]:
-    """All points of a grid."""
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*(d.grid() for d in space.values()))]
+    """All points of a grid; a value that is named twice counts once."""
+    axes = [{repr(value): value for value in domain.grid()}.values() for domain in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
 def check_installed() -> None:
@@ -74,23 +75,38 @@ def _optuna(space: Space, trials: Sequence[Trial], seed: int) -> Point:
         state, value = optuna.trial.TrialState.RUNNING, None
         if trial.status == "finished":
             state, value = optuna.trial.TrialState.COMPLETE, trial.best
-        elif trial.status == "stopped":
-            state = optuna.trial.TrialState.PRUNED
+        elif trial.status == "stopped" or (trial.status == "waiting" and trial.history):
+            state = optuna.trial.TrialState.PRUNED  # one that has paused is judged by its score so far
         scores = {int(e["evaluation"]): float(e[SCORE]) for e in trial.history}
         study.add_trial(
             optuna.trial.create_trial(
-                params=inside, distributions=distributions, intermediate_values=scores, value=value, state=state
+                params={k: _encoded(v, space[k]) for k, v in inside.items()},
+                distributions=distributions,
+                intermediate_values=scores,
+                value=value,
+                state=state,
             )
         )
     asked = study.ask(distributions).params
-    return {key: asked[key] if d.kind in ("choice", "int") else float(f"{asked[key]:.3g}") for key, d in space.items()}
+    return {key: _decoded(asked[key], domain) for key, domain in space.items()}
 
 
-def _distribution(domain: Any) -> Any:
+def _encoded(value: Any, domain: Domain) -> Any:
+    """As Optuna knows it: choices by their place, since it warns of any that is no plain number or text."""
+    return list(domain.values).index(value) if domain.kind == "choice" else value
+
+
+def _decoded(value: Any, domain: Domain) -> Any:
+    if domain.kind == "choice":
+        return domain.values[int(value)]
+    return value if domain.kind == "int" else domain.inside(float(value))
+
+
+def _distribution(domain: Domain) -> Any:
     import optuna
 
     if domain.kind == "choice":
-        return optuna.distributions.CategoricalDistribution(domain.values)
+        return optuna.distributions.CategoricalDistribution(list(range(len(domain.values))))
     low, high = domain.values
     if domain.kind == "int":
         return optuna.distributions.IntDistribution(int(low), int(high))

@@ -21,12 +21,19 @@ from tune.space import Space
 TEMPLATE = Path(__file__).with_name("search.html")
 
 
-def write(journal: Journal, space: Space, config: Config, folder: Place) -> Place:
-    """Write ``report/index.html`` of a search; returns it."""
+def write(journal: Journal, space: Space, config: Config, folder: Place, whole: float) -> Place:
+    """Write ``report/index.html`` of a search; returns it.
+
+    Args:
+        journal: of the search.
+        space: its domains.
+        config: as resolved.
+        folder: of the search.
+        whole: steps that all its trials would have taken to their ends.
+    """
     search, finals = journal.of("search"), journal.of("final")
     best = best_of(search)
     spent = sum(t.steps for t in search)
-    whole = max((t.steps for t in search if t.status == "finished"), default=0)
     page = {
         "title": f"Search over {config.model.name}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -37,7 +44,7 @@ def write(journal: Journal, space: Space, config: Config, folder: Place) -> Plac
         "seconds": float(journal.facts.get("seconds", 0.0)),
         "steps": spent,
         "final_steps": sum(t.steps for t in finals),
-        "share": spent / (whole * len(search)) if whole and search else None,
+        "share": spent / whole if whole else None,
         "best": best.row() if best else None,
         "keys": list(space),
         "trials": [_row(t, space) for t in sorted(search, key=lambda t: (t.best is None, -(t.best or 0), t.trial))],

@@ -34,11 +34,7 @@ def at_once(
         layout: of one trial.
         have: the cluster.
         each_gb: memory of one worker.
-
-    Raises:
-        UserError: not even one trial fits.
     """
-    cluster.check_fits("one trial", layout, have, "tune.workers or train.cpus_per_worker")
     room = have.room(layout.cpus, layout.gpus)
     by_memory = int(have.memory_gb / each_gb) if have.memory_gb else room
     fit = min(room, by_memory) // layout.workers

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from pipeline import cluster, console, stages
-from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data import gates
 from pipeline.errors import UserError, WorkFailed
@@ -46,13 +46,14 @@ def saved_config(storage: str | None, name: str | None) -> str:
     return str(folder / "config.yaml")
 
 
-def run(config: Config, address: str | None, extend: int = 0) -> None:
+def run(config: Config, address: str | None, extend: int = 0, resume: bool = False) -> None:
     """Search, or go on with what was cut off, and say what the search bought.
 
     Args:
         config: of the search.
         address: the Ray cluster.
         extend: trials to add to a finished search.
+        resume: whether there must be a search to go on with.
 
     Raises:
         UserError: the configuration does not fit the data, the cluster or the search that is there.
@@ -67,30 +68,50 @@ def run(config: Config, address: str | None, extend: int = 0) -> None:
     if config.tune.algorithm == "optuna":
         check_installed()
     journal = Journal.load(folder)
+    if journal is None and any((folder / name).exists() for name in ("checkpoint", "best")):
+        raise UserError(f"{folder} holds another training or search: give this one another --name")
+    if journal is None and (extend or resume):
+        raise UserError(f"no search in {folder} to go on with: begin one with 'broadsheet tune'")
     job = stages.begin(config, False)
     rate = trainer.learning_rate(job.config, job.model)
     domains = space.space_of(job.config, job.model.kind, rate)
     default = space.default_point(job.config, domains, rate)
-    have = cluster.connect(address, dashboard=config.tune.workers > 1)
-    stages.make_prepared(job, address)
+    stages.make_prepared(job, address, note=False)
     assert job.prepared is not None
     gates.refuse(job.config.data, job.prepared.ledger, job.prepared.profile["classes"])
     facts = json.loads(json.dumps(facts_of(job.config, domains, default, _identity(job))))
-    journal = _found(journal, folder, facts, job.config, extend)
+    journal = _found(journal, folder, facts, extend)
     if extend:
-        count = len(journal.of("search")) + extend
-        job.config = job.config.updated({"tune.trials": count})
-        journal.facts.pop("result", None)
+        job.config = _extended(journal, job.config, extend)
     elif "result" in journal.facts:
         console.say("tune", "unchanged, the search is finished; '--extend 8' adds trials to it")
         show(str(folder))
         return
-    (folder / "config.yaml").write_text(configuration.dump(job.config))
+    have = cluster.connect(address, dashboard=config.tune.workers > 1)
+    stages.leave_note(job)
     assets = Assets(job, domains, folder / "trials")
     assets.prepare(address)
     plan = Plan(job.config, domains, default, journal)
     interrupted = _search(job.config, plan, assets, folder, have)
     _finish(job.config, plan, assets, folder, address, interrupted)
+
+
+def _extended(journal: Journal, config: Config, extend: int) -> Config:
+    """The configuration with more trials; what was concluded is forgotten, until it is concluded anew."""
+    tune = config.tune
+    if tune.algorithm == "grid":
+        raise UserError("a grid is tried whole, there is nothing to add: search a larger one under another --name")
+    spent = (tune.max_steps is not None and journal.steps() >= tune.max_steps) or (
+        tune.max_minutes is not None and float(journal.facts.get("search_seconds", 0.0)) >= 60 * tune.max_minutes
+    )
+    if spent:
+        raise UserError(
+            f"the search has spent {journal.facts.get('spent', 'its limit')}: raise it with --set, for example "
+            "--set tune.max_steps=null --set tune.max_minutes=null"
+        )
+    for key in ("result", "verdict", "comparison", "spent"):
+        journal.facts.pop(key, None)
+    return config.updated({"tune.trials": len(journal.of("search")) + extend})
 
 
 def _identity(job: stages.Job) -> dict[str, Any]:
@@ -107,7 +128,7 @@ def _identity(job: stages.Job) -> dict[str, Any]:
     }
 
 
-def _found(journal: Journal | None, folder: Place, facts: dict[str, Any], config: Config, extend: int) -> Journal:
+def _found(journal: Journal | None, folder: Place, facts: dict[str, Any], extend: int) -> Journal:
     """The journal to go on with, or a new one."""
     if journal is None:
         (folder / "trials").delete()
@@ -134,16 +155,17 @@ def _found(journal: Journal | None, folder: Place, facts: dict[str, Any], config
 def _search(config: Config, plan: Plan, assets: Assets, folder: Place, have: cluster.Resources) -> bool:
     """Run the trials; whether it was interrupted."""
     base = space.trial_config(config, plan.default)
-    layout = cluster.train_layout(base, have)
+    layout = cluster.train_layout(base, have, "tune.workers or train.cpus_per_worker")
     initial = assets.initial(base, assets.of(plan.default))
-    count, concurrent, words = plan.count(), 1, ""
+    count = plan.count()
     with local_folder(initial) as files:
         network = json.loads((files / "config.json").read_text(encoding="utf-8"))
         weights = sum(f.stat().st_size for f in files.glob("*.safetensors"))
     hidden = int(network.get("hidden_size") or sum(config.model.hidden))
-    each = room.worker_gb(
-        weights, base.train.batch_tokens // layout.workers, hidden, int(network.get("num_hidden_layers") or 1)
-    )
+    layers = int(network.get("num_hidden_layers") or 1)
+    budgets = plan.space["train.batch_tokens"].values if "train.batch_tokens" in plan.space else ()
+    tokens = max(base.train.batch_tokens, *budgets, 0)
+    each = room.worker_gb(weights, tokens // layout.workers, hidden, layers)
     concurrent, words = room.at_once(config, count, layout, have, each)
     kind = _KINDS.get(config.tune.algorithm, config.tune.algorithm)
     console.say("tune", f"{count} trials, {concurrent} at once ({words}), {kind}, by macro F1 on validation rows; "
@@ -180,14 +202,17 @@ def _finish(config: Config, plan: Plan, assets: Assets, folder: Place, address: 
         first = next((t.error for t in journal.trials if t.error), None)
         if interrupted:
             raise WorkFailed("interrupted before any trial was scored; 'broadsheet tune --resume' goes on")
-        raise WorkFailed(f"every trial failed; the first said: {first or 'nothing'}")
-    finals = [t for t in plan.finals(best) if t.status == "finished"]
+        if first is None:
+            raise WorkFailed(f"{plan.spent or 'its limit'} ended the search before any trial was scored: raise it")
+        raise WorkFailed(f"every trial failed; the first said: {first}")
+    finals = plan.finals(best)
     result = None
     if not interrupted and best.trial != 1:
         result = keep.compared(config.seed, finals, assets, folder, address)
     chosen = conclude.chosen(finals, best)
-    keep.keep(chosen, finals, folder)
-    words = conclude.verdict(result, best, finals)
+    if not interrupted or keep.place_of(chosen, folder) is not None:  # else what was kept before stays
+        keep.keep(chosen, finals, folder)
+    words = conclude.verdict(result, best, _why_not(plan, finals), _failed(finals))
     if interrupted:
         words = f"interrupted; best so far: trial {best.trial}, macro F1 {best.best:.4f} on validation rows"
     looked = int(journal.facts.get("looked_at_test", 0)) + (result is not None)
@@ -195,7 +220,7 @@ def _finish(config: Config, plan: Plan, assets: Assets, folder: Place, address: 
     if plan.spent:
         journal.facts["spent"] = plan.spent
         console.say("tune", f"the limit {plan.spent} ended the search")
-    page = report.write(journal, plan.space, config, folder)
+    page = report.write(journal, plan.space, config, folder, plan.whole_steps())
     if not interrupted:
         journal.facts["result"] = words
     journal.write()
@@ -210,14 +235,35 @@ def _finish(config: Config, plan: Plan, assets: Assets, folder: Place, address: 
         return
     console.say("next", f"broadsheet serve {folder}/best")
     if chosen.arm != "default" and chosen.point != plan.default:
-        sets = "".join(f" --set '{k}={json.dumps(v, ensure_ascii=False)}'" for k, v in chosen.point.items())
+        pairs = (f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in chosen.point.items())
+        sets = "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
         flags = stages.flags(config.updated({"name": "winner"}))
         console.say("next", f"train the winner on all rows: broadsheet train --full{flags}{sets}")
 
 
 def _where(config: Config) -> str:
     words = f" --name {config.name}" if config.name != "search" else ""
-    return words + (f" --storage {config.storage}" if config.storage != "runs" else "")
+    return words + (f" --storage {shlex.quote(config.storage)}" if config.storage != "runs" else "")
+
+
+def _why_not(plan: Plan, finals: list[Trial]) -> str:
+    """Why winner and default recipe were not compared, if they were not."""
+    if not plan.config.tune.seeds:
+        return "tune.seeds=0"
+    if not conclude.paired(finals)["winner"]:
+        return "no seed came to its end with both"
+    return "there are no test rows"
+
+
+def _failed(finals: list[Trial]) -> str:
+    """The final trainings that failed, in words."""
+    words = []
+    for arm, name in (("winner", "the winner"), ("default", "the default recipe")):
+        mine = [t for t in finals if t.arm == arm]
+        bad = sum(t.status == "failed" for t in mine)
+        if bad:
+            words.append(f"{bad} of {len(mine)} trainings of {name} failed")
+    return " and ".join(words)
 
 
 def show(where: str) -> None:

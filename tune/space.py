@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 Point = dict[str, Any]
+MOST = 1_000  # points of a grid
 
 # The rows themselves, and how the work is laid out: neither is a hyper-parameter.
 _NOT_SEARCHED = {
@@ -47,8 +48,8 @@ class Domain:
         if self.kind == "int":
             return generator.randint(int(low), int(high))
         if self.kind == "uniform":
-            return self._inside(generator.uniform(low, high))
-        return self._inside(math.exp(generator.uniform(math.log(low), math.log(high))))
+            return self.inside(generator.uniform(low, high))
+        return self.inside(math.exp(generator.uniform(math.log(low), math.log(high))))
 
     def moved(self, value: Any, factor: float, generator: random.Random) -> Any:
         """A neighbour of a value: a number times ``factor``, or the choice before or after."""
@@ -57,9 +58,10 @@ class Domain:
             return generator.choice([*self.values[max(0, at - 1) : at], *self.values[at + 1 : at + 2]] or [value])
         low, high = self.values
         near = min(high, max(low, value * factor))
-        return round(near) if self.kind == "int" else self._inside(near)
+        return round(near) if self.kind == "int" else self.inside(near)
 
-    def _inside(self, value: float) -> float:
+    def inside(self, value: float) -> float:
+        """A number cut to three digits and to the domain."""
         low, high = self.values
         return min(float(high), max(float(low), float(f"{value:.3g}")))
 
@@ -71,8 +73,11 @@ class Domain:
         """Whether a value lies in the domain."""
         if self.kind == "choice":
             return value in self.values
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and bool(self.values[0] <= value <= self.values[1])
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        if self.kind == "int" and not float(value).is_integer():
+            return False
+        return bool(self.values[0] <= value <= self.values[1])
 
 
 Space = dict[str, Domain]
@@ -155,6 +160,13 @@ def space_of(config: Config, kind: str, rate: float) -> Space:
                 config.updated({key: value})
             except UserError as e:
                 raise UserError(f"tune.space: {e}") from e
+        if domain.kind in ("uniform", "loguniform"):
+            try:
+                config.updated({key: domain.values[0] + 0.37 * (domain.values[1] - domain.values[0])})
+            except UserError as e:
+                raise UserError(f"tune.space: {e}; write whole numbers as {{int: [...]}}") from e
+    if tune.algorithm == "grid" and (size := math.prod(len(set(map(repr, d.grid()))) for d in space.values())) > MOST:
+        raise UserError(f"tune.space: a grid of {size:,} points; up to {MOST:,} are tried: name fewer values")
     if not space:
         raise UserError("tune.space is empty: name at least one key, or leave it null")
     return space

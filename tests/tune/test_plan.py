@@ -114,6 +114,40 @@ def test_an_extended_search_keeps_the_finals_that_still_count(tmp_path: Path) ->
     assert [(t.arm, t.point) for t in drain(plan)] == [("winner", better.point)]
 
 
+def test_finals_of_another_size_do_not_count(tmp_path: Path) -> None:
+    trials = drain(planned(tmp_path, "tune.trials=3", "tune.seeds=1"))
+    plan = planned(tmp_path, "tune.trials=3", "tune.seeds=1", "tune.final_rows=20000", trials=trials)
+    assert [(t.arm, t.size) for t in drain(plan)] == [("default", [20_000, 2.0]), ("winner", [20_000, 2.0])]
+
+
+def test_finals_run_at_once(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "tune.trials=2", "tune.seeds=2", trials=[trial(1, [0.8]), trial(2, [0.9])])
+    running: set[int] = set()
+    while isinstance(found := plan.next(running), Trial):
+        found.status = "running"
+        running.add(found.trial)
+    assert len(running) == 4
+
+
+def test_steps_are_unknown_until_the_first_score(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "tune.algorithm=random", "tune.trials=9", "tune.max_steps=100", "tune.evaluations=2")
+    first = plan.next(set())
+    assert isinstance(first, Trial)
+    first.status = "running"
+    assert plan.next({1}) == WAIT
+    first.history = [entry(1, 0.5, 20)]
+    second = plan.next({1})
+    assert isinstance(second, Trial)
+    second.status = "running"
+    assert plan.next({1, 2}) == WAIT  # two whole trials of 40 steps are all that fits
+    assert plan.spent == "tune.max_steps=100"
+
+
+def test_a_member_is_judged_by_the_weights_it_has() -> None:
+    one = trial(1, [0.9, 0.5], "finished", lineage=[{"round": 1, "from": 2}])
+    assert one.best == 0.5
+
+
 POPULATION = ("tune.algorithm=pbt", "tune.trials=4", "tune.evaluations=3", "tune.seeds=0")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cluster import Layout, Resources
+from pipeline.cluster import Layout, Resources, train_layout
 from pipeline.config import load
 from pipeline.errors import UserError
 from tune.room import at_once, worker_gb
+from tune.space import trial_config
 
 
 @pytest.mark.parametrize(
@@ -29,8 +30,9 @@ def test_trials_at_once(layout: Layout, have: Resources, each: float, sets: list
 
 
 def test_a_trial_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"tune\.workers"):
-        at_once(load(), 5, Layout(4, 1, 0), Resources(((2, 0),), 16), 1.0)
+    config = trial_config(load(sets=["tune.workers=4"]), {})
+    with pytest.raises(UserError, match=r"4 workers x 1 CPU = 4 CPUs, .* Lower tune\.workers"):
+        train_layout(config, Resources(((2, 0),), 16), "tune.workers")
 
 
 def test_memory_of_a_worker_grows_with_model_and_batch() -> None:

@@ -25,6 +25,8 @@ from pipeline.storage import Place
 from pipeline.train import checkpoint
 from tune import keep, launch, search
 
+pytestmark = pytest.mark.timeout(500)
+
 WORDS = {"sport": ["match", "goal", "team", "coach"], "money": ["bank", "shares", "profit", "trade"]}
 SETS = [
     "model.name=lstm", "model.vocab_size=300", "model.embedding_dim=16", "model.hidden=[16]", "train.batch_tokens=256",
@@ -93,7 +95,8 @@ def test_a_search_to_its_end_and_further(
     with pytest.raises(UserError, match=r"holds another search: tune\.epochs differs"):
         search.run(config.updated({"tune.epochs": 5.0}), None)
 
-    search.run(config, None, extend=1)
+    saved = configuration.load(search.saved_config(config.storage, None))
+    search.run(saved.updated({"tune.trials": 3}), None, extend=1)  # what was refused has left no trace
     more = trials_of(folder)
     assert [t for t in more if t["phase"] == "search"][:3] == done[:3]
     assert len([t for t in more if t["phase"] == "search"]) == 4
@@ -145,6 +148,9 @@ def test_a_trial_that_fails_is_told_and_ends_nothing(
 ) -> None:
     sets = ["tune.algorithm=grid", "tune.seeds=0", "tune.evaluations=2", "tune.epochs=1"]
     space = "tune.space={train.learning_rate: {choice: [%s]}}"
+    halved = configured(rows, tmp_path, "name=halved", "tune.seeds=0", "tune.trials=2", space % "1e30, 1e31")
+    search.run(halved, None)
+    assert [t["status"] for t in trials_of(tmp_path / "halved")] == ["finished", "failed"]
     search.run(configured(rows, tmp_path, *sets, space % "1e30, 0.01"), None)
     assert "failed: " in capsys.readouterr().out
     done = trials_of(tmp_path / "search")
@@ -207,7 +213,6 @@ def stopped_at(process: subprocess.Popen[str], words: str, how: int) -> str:
     return said + rest + errors
 
 
-@pytest.mark.timeout(300)
 def test_cut_off_and_gone_on(rows: str, tmp_path: Path, ray_session: None) -> None:
     flags = [word for item in [*SETS, "tune.concurrent=1", "tune.trials=2"] for word in ("--set", item)]
     process = command(tmp_path, "--data", rows, *flags)

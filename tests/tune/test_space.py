@@ -45,6 +45,8 @@ def test_domains_draw_and_move_inside() -> None:
     assert whole.moved(5, 1.25, generator) == 5
     assert Domain("choice", ("a", "b", "c")).moved("a", 1.25, generator) == "b"
     assert not log.holds(True)
+    assert whole.holds(3.0)
+    assert not whole.holds(2.5)
     assert not log.holds(1.0)
 
 
@@ -59,6 +61,8 @@ def test_domains_draw_and_move_inside() -> None:
         ("{train.warmup: {uniform: [0, 0.1]}}", "tune.algorithm=grid", "write train.warmup as {choice"),
         ("{train.batch_tokens: {choice: [512]}}", "tune.algorithm=pbt", "cannot change there"),
         ("{}", "", "is empty"),
+        ("{model.lora_rank: {loguniform: [4, 64]}}", "", "write whole numbers as {int"),
+        ("{train.batch_tokens: {int: [64, 9999]}}", "tune.algorithm=grid", "a grid of 9,936 points"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(space: str, more: str, message: str) -> None:
