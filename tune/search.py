@@ -204,7 +204,7 @@ def _finish(config: Config, plan: Plan, assets: Assets, folder: Place, address: 
             raise WorkFailed("interrupted before any trial was scored; 'broadsheet tune --resume' goes on")
         if first is None:
             raise WorkFailed(f"{plan.spent or 'its limit'} ended the search before any trial was scored: raise it")
-        raise WorkFailed(f"every trial failed; the first said: {first}")
+        raise WorkFailed(f"every trial failed; the first said: {first} (all of them: {folder}/trials.jsonl)")
     finals = plan.finals(best)
     result = None
     if not interrupted and best.trial != 1:
