@@ -161,7 +161,7 @@ def table(trials: Sequence[Trial]) -> tuple[tuple[str, ...], list[tuple[object, 
     ordered = sorted(trials, key=lambda t: (t.phase == "final", t.best is None, -(t.best or 0.0), t.trial))
     lines = [
         (
-            f"{t.trial}{_remark(t)}",
+            _name(t),
             *(shown(v) for v in t.point.values()),
             len(t.history),
             f"{t.steps:,}",
@@ -173,12 +173,13 @@ def table(trials: Sequence[Trial]) -> tuple[tuple[str, ...], list[tuple[object, 
     return ("trial", *keys, "scores", "steps", "macro F1", "status"), lines
 
 
-def _remark(trial: Trial) -> str:
+def _name(trial: Trial) -> str:
+    """Short, and in one piece: terminals are narrow."""
     if trial.phase == "final":
-        return f" ({trial.arm}, seed {trial.seed})"
+        return f"{trial.arm}\u00a0{trial.seed}"
     if trial.lineage:
-        return f" (weights of {trial.lineage[-1]['from']})"
-    return " (default)" if trial.trial == 1 else ""
+        return f"{trial.trial}\u00a0from\u00a0{trial.lineage[-1]['from']}"
+    return "1\u00a0(default)" if trial.trial == 1 else str(trial.trial)
 
 
 def shown(value: Any) -> str:

@@ -55,7 +55,7 @@ def test_table_is_sorted_best_first_and_finals_last() -> None:
     trials.append(trial(4, [0.99], phase="final", arm="winner", seed=5))
     header, lines = table(trials)
     assert header == ("trial", "learning_rate", "weight_decay", "scores", "steps", "macro F1", "status")
-    assert [line[0] for line in lines] == ["2", "1 (default)", "3", "4 (winner, seed 5)"]
+    assert [line[0] for line in lines] == ["2", "1\u00a0(default)", "3", "winner\u00a05"]
     assert lines[0][1:] == ("0.002", "0.01", 2, "20", "0.9500", "finished")
     assert lines[2][-2:] == ("-", "failed: boom")
     assert table([]) == (("trial", "scores", "steps", "macro F1", "status"), [])

@@ -102,7 +102,7 @@ def test_a_search_to_its_end_and_further(
     assert len([t for t in more if t["phase"] == "search"]) == 4
     assert json.loads((folder / "search.json").read_text())["result"]
     search.show(str(folder))
-    assert "(default)" in capsys.readouterr().out
+    assert "1\u00a0(default)" in capsys.readouterr().out
 
 
 def trial_processes() -> list[int]:
