@@ -71,6 +71,12 @@ class TextTokenizer:
         # A text of exactly max_tokens has no overflow; the fast path keeps overflowing pieces.
         return ids, [bool(e.overflowing) for e in encodings]
 
+    def length(self, text: str) -> int:
+        """Tokens of a text if nothing were cut off, special tokens included."""
+        encoding = self._tokenizer.encode(text)
+        # What overflows comes in pieces with special tokens of their own.
+        return len(encoding.ids) + sum(e.special_tokens_mask.count(0) for e in encoding.overflowing)
+
     def words(self, text: str) -> list[tuple[int, int]]:
         """Where the words of a text begin and end, as the tokenizer sees them; those behind the cut are left out."""
         encoding = self._tokenizer.encode(text)

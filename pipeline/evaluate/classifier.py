@@ -90,6 +90,10 @@ class Classifier:
         ids, truncated = self._tokenizer.encode(cleaned)
         return Encoded(ids, [a or b for a, b in zip(cut, truncated, strict=True)], cleaned)
 
+    def length(self, text: str) -> int:
+        """Tokens of a raw text after cleaning, if nothing were cut off; it is truncated above ``max_tokens``."""
+        return self._tokenizer.length(clean.clean(text, self._rules))
+
     def words(self, cleaned: str) -> list[tuple[int, int]]:
         """Where each word of a cleaned text begins and ends, as far as the network reads it."""
         return self._tokenizer.words(cleaned)

@@ -126,19 +126,22 @@ def unit(vectors: Floats) -> Floats:
 def nearest(classifier: Classifier, index: Evidence, texts: Sequence[str], count: int) -> list[list[dict[str, Any]]]:
     """The training rows nearest to raw texts: ``id, label, text, similarity`` (the cosine), nearest first."""
     done = classifier.with_states(classifier.encode(texts).ids, BATCH_TOKENS)
-    if done is None:
-        return [[] for _ in texts]
+    return [[] for _ in texts] if done is None else shown(index, classifier.labels, done[1], count)
+
+
+def shown(index: Evidence, labels: Sequence[str], states: Floats, count: int) -> list[list[dict[str, Any]]]:
+    """What ``nearest`` returns, for states of the network, [texts, width]; ``labels`` are the names of label ids."""
     return [
         [
             {
                 "id": index.ids[i],
-                "label": classifier.labels[int(index.labels[i])],
+                "label": labels[int(index.labels[i])],
                 "text": index.texts[i],
                 "similarity": round(float(cosine), 4),
             }
             for i, cosine in zip(rows, cosines, strict=True)
         ]
-        for rows, cosines in zip(*index.nearest(done[1], count), strict=True)
+        for rows, cosines in zip(*index.nearest(states, count), strict=True)
     ]
 
 

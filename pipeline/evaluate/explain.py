@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.data.prepared import Prepared
 from pipeline.evaluate.classifier import Classifier
@@ -53,6 +54,20 @@ class Explained:
     words: list[Effect]
 
 
+class Variants(NamedTuple):
+    """A cleaned text, and what the network is asked about it.
+
+    Attributes:
+        text: the cleaned text.
+        spans: what is left out in turn.
+        texts: [1 + spans] the text as far as the network reads it, then the same without each of the spans.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    texts: list[str]
+
+
 def units(words: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
     """Neighbouring words put together until there are at most ``most`` spans, all of about as many words."""
     size = max(1, -(-len(words) // most))
@@ -73,21 +88,42 @@ def explain_all(classifier: Classifier, texts: Sequence[str], most: int = MOST) 
         most: units of one text that are left out in turn: it costs as many forward passes of one row.
     """
     cleaned = classifier.encode(texts).cleaned
-    spans = [units(classifier.words(text), most) for text in cleaned]
-    variants: list[str] = []
-    for text, of_text in zip(cleaned, spans, strict=True):
-        seen = text[: of_text[-1][1]] if of_text else text  # else what is behind the cut would move up
-        variants += [seen, *(seen[:start] + " " + seen[end:] for start, end in of_text)]
-    scores = classifier.probabilities(classifier.all_logits(classifier.encode(variants).ids, BATCH_TOKENS))
+    asked = [variants(text, classifier.words(text), most) for text in cleaned]
+    every = [text for one in asked for text in one.texts]
+    scores = classifier.probabilities(classifier.all_logits(classifier.encode(every).ids, BATCH_TOKENS))
     done, at = [], 0
-    for text, of_text in zip(cleaned, spans, strict=True):
-        best = int(scores[at].argmax())
-        whole = float(scores[at, best])
-        falls = whole - scores[at + 1 : at + 1 + len(of_text), best]
-        effects = [Effect(text[s:e], s, e, float(fall)) for (s, e), fall in zip(of_text, falls, strict=True)]
-        done.append(Explained(text, classifier.labels[best], whole, effects))
-        at += 1 + len(of_text)
+    for one in asked:
+        done.append(effects(one, scores[at : at + len(one.texts)], classifier.labels))
+        at += len(one.texts)
     return done
+
+
+def variants(cleaned: str, words: Sequence[tuple[int, int]], most: int = MOST) -> Variants:
+    """What the network must be asked to explain a cleaned text.
+
+    Args:
+        cleaned: the text.
+        words: where its words begin and end, as far as the network reads it (``Classifier.words``).
+        most: units that are left out in turn.
+    """
+    spans = units(words, most)
+    seen = cleaned[: spans[-1][1]] if spans else cleaned  # else what is behind the cut would move up
+    return Variants(cleaned, spans, [seen, *(seen[:start] + " " + seen[end:] for start, end in spans)])
+
+
+def effects(asked: Variants, scores: npt.NDArray[np.float64], labels: Sequence[str]) -> Explained:
+    """The explanation, once the network has answered.
+
+    Args:
+        asked: of ``variants``.
+        scores: probabilities of ``asked.texts``, [texts, labels].
+        labels: the names of the columns.
+    """
+    best = int(scores[0].argmax())
+    whole = float(scores[0, best])
+    falls = whole - scores[1:, best]
+    words = [Effect(asked.text[s:e], s, e, float(fall)) for (s, e), fall in zip(asked.spans, falls, strict=True)]
+    return Explained(asked.text, labels[best], whole, words)
 
 
 def pieces(explained: Explained) -> list[tuple[str, float | None]]:

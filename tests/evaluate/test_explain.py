@@ -104,3 +104,20 @@ def test_the_report_shows_them() -> None:
     assert f'title="{got.words[0].effect:+.2g}">goal</span>' in html
     assert "rgba(var(--wrong),0.32)" in html
     assert "&lt;b&gt;" in html
+
+
+def test_what_is_asked_and_what_the_answers_mean() -> None:
+    asked = explain.variants("a goal bank gone", [(0, 1), (2, 6), (7, 11)], most=3)
+    assert asked.texts == ["a goal bank", "  goal bank", "a   bank", "a goal  "]
+    scores = np.array([[0.3, 0.7], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]])
+    got = explain.effects(asked, scores, ["money", "sport"])
+    assert (got.text, got.label, got.probability) == ("a goal bank gone", "sport", 0.7)
+    assert [(w.word, round(w.effect, 6)) for w in got.words] == [("a", 0.0), ("goal", 0.3), ("bank", -0.2)]
+
+
+def test_the_length_of_a_text_that_is_cut(bert: Path) -> None:
+    classifier = Classifier.load(str(bert))
+    for words in (1, 29, 30, 31, 200):
+        text = "goal " * words
+        assert classifier.length(text) == words + 2  # with [CLS] and [SEP]
+        assert classifier.encode([text]).truncated == [words > 30]
