@@ -9,16 +9,34 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from pipeline.config import ServeConfig
 from serve.batcher import DeadlinePassed
+from serve.metrics import Metrics
 from serve.worker import Batcher, ModelFailed, NotReady
 
 INLINE_CHARS = 2_000  # up to this many characters are tokenized on the spot: a thread costs more than it saves
+
+T = TypeVar("T")
+
+
+class TooLong(Exception):
+    """A text is longer than the model reads, and the caller does not want it cut.
+
+    Attributes:
+        index: which of the texts.
+        tokens: how many it has.
+        most: how many the model reads.
+    """
+
+    def __init__(self, index: int, tokens: int, most: int) -> None:
+        super().__init__(f"text {index} has {tokens} tokens, the model reads {most}")
+        self.index, self.tokens, self.most = index, tokens, most
 
 
 class Encoded(Protocol):
@@ -28,6 +46,8 @@ class Encoded(Protocol):
     def ids(self) -> Sequence[np.ndarray]: ...
     @property
     def truncated(self) -> Sequence[bool]: ...
+    @property
+    def cleaned(self) -> Sequence[str]: ...
 
 
 class Engine(Protocol):
@@ -35,10 +55,14 @@ class Engine(Protocol):
 
     labels: list[str]
     version: str
+    max_tokens: int
 
     def encode(self, texts: Sequence[str]) -> Encoded: ...
+    def length(self, text: str) -> int: ...
+    def words(self, cleaned: str) -> list[tuple[int, int]]: ...
     def logits(self, ids: Sequence[np.ndarray]) -> np.ndarray: ...
     def probabilities(self, logits: np.ndarray) -> np.ndarray: ...
+    def with_states(self, ids: Sequence[Any], batch_tokens: int) -> tuple[np.ndarray, np.ndarray] | None: ...
 
 
 class Result(NamedTuple):
@@ -50,13 +74,25 @@ class Result(NamedTuple):
     queue_s: float
     inference_s: float
 
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase, in the order in which they are told."""
+        return {"queue": self.queue_s, "tokenize": self.tokenize_s, "inference": self.inference_s}
+
 
 class Service:
     """An engine with its tokenizing thread and its batcher: texts in, probabilities out."""
 
-    def __init__(self, engine: Engine, *, batch_tokens: int, max_queue: int, timeout_s: float) -> None:
+    def __init__(self, engine: Engine, config: ServeConfig) -> None:
         self.engine = engine
-        self.batcher = Batcher(engine.logits, batch_tokens=batch_tokens, max_queue=max_queue, timeout_s=timeout_s)
+        self.metrics = Metrics(engine.labels, engine.version, lambda: self.batcher.waiting)
+        self.batcher = Batcher(
+            engine.logits,
+            batch_tokens=config.batch_tokens,
+            max_queue=config.max_queue,
+            timeout_s=config.timeout_s,
+            observe=self.metrics.batch,
+        )
         # Fast tokenizers refuse two threads at once ("Already borrowed"): one lock, one thread.
         self._encoding = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -73,7 +109,7 @@ class Service:
         self.batcher.start()
         self._warm = True
         try:
-            await self.classify(["warm-up"])
+            await self._classify(["warm-up"], cut=True)
         except BaseException:
             self.stop()
             raise
@@ -85,36 +121,73 @@ class Service:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def classify(self, texts: Sequence[str]) -> Result:
+    async def classify(self, texts: Sequence[str], cut: bool = True) -> Result:
         """Probabilities of each text over the engine's labels.
 
+        Args:
+            texts: raw.
+            cut: whether a text that is longer than the model reads may be cut.
+
         Raises:
+            TooLong: one may not.
             QueueFull, DeadlinePassed, ModelFailed, NotReady: as ``Batcher.submit``.
         """
+        result = await self._classify(texts, cut)
+        self.metrics.classified(result.probabilities, result.truncated, result.phases)
+        return result
+
+    async def _classify(self, texts: Sequence[str], cut: bool) -> Result:
         if not self.ready:
             raise NotReady("the model is not ready")
         start = time.monotonic()
         deadline = start + self.batcher.timeout_s
         with self.batcher.room(len(texts)) as room:
-            try:
-                encoded = await asyncio.wait_for(self._encode(texts), deadline - start)
-            except asyncio.TimeoutError:
-                raise DeadlinePassed("the texts were not tokenized in time") from None
+            encoded = await self.in_tokenizer(
+                lambda: self.engine.encode(texts), deadline, sum(map(len, texts)) <= INLINE_CHARS
+            )
+            if not cut and any(encoded.truncated):
+                index = list(encoded.truncated).index(True)
+                tokens = await self.in_tokenizer(lambda: self.engine.length(texts[index]), deadline)
+                raise TooLong(index, tokens, self.engine.max_tokens)
             tokenize_s = time.monotonic() - start
             answer = await self.batcher.submit(encoded.ids, room, deadline)
-        probabilities = self.engine.probabilities(answer.rows)
-        if not np.isfinite(probabilities).all():
-            raise ModelFailed("the model returned a score that is not a number")
+        probabilities = self.probabilities(answer.rows)
         return Result(probabilities, sum(encoded.truncated), tokenize_s, answer.queue_s, answer.inference_s)
 
-    async def _encode(self, texts: Sequence[str]) -> Encoded:
-        if sum(map(len, texts)) <= INLINE_CHARS and self._encoding.acquire(blocking=False):
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """As of the engine.
+
+        Raises:
+            ModelFailed: one is not a number.
+        """
+        probabilities = self.engine.probabilities(logits)
+        if not np.isfinite(probabilities).all():
+            raise ModelFailed("the model returned a score that is not a number")
+        return probabilities
+
+    async def in_tokenizer(self, work: Callable[[], T], deadline: float, small: bool = False) -> T:
+        """Run what uses the tokenizer, alone, in its thread.
+
+        Args:
+            work: what to run.
+            deadline: on the monotonic clock.
+            small: whether it may run here and now, if nobody else is at it.
+
+        Raises:
+            DeadlinePassed: it was not done in time.
+        """
+        if small and self._encoding.acquire(blocking=False):
             try:
-                return self.engine.encode(texts)
+                return work()
             finally:
                 self._encoding.release()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._encode_locked, texts)
 
-    def _encode_locked(self, texts: Sequence[str]) -> Encoded:
-        with self._encoding:
-            return self.engine.encode(texts)
+        def locked() -> T:
+            with self._encoding:
+                return work()
+
+        running = asyncio.get_running_loop().run_in_executor(self._pool, locked)
+        try:
+            return await asyncio.wait_for(running, deadline - time.monotonic())
+        except asyncio.TimeoutError:
+            raise DeadlinePassed("the texts were not tokenized in time") from None

@@ -11,17 +11,20 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from serve.batcher import DeadlinePassed, Entry, Queue, Ticket
+from serve.batcher import DeadlinePassed, Entry, Queue, QueueFull, Ticket
 
 log = logging.getLogger("ray.serve")
 
-INLINE_CHARS = 2_000  # texts up to this length in all are tokenized at once; a thread would cost more than it saves
+CALLS = 16  # pieces of work between batches that may wait
+
+T = TypeVar("T")
 
 
 class NotReady(Exception):
@@ -61,6 +64,15 @@ class _Request(Ticket):
         self.inference_s = 0.0
 
 
+class _Call(Ticket):
+    __slots__ = ("future", "work")
+
+    def __init__(self, deadline: float, work: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        super().__init__(deadline)
+        self.work = work
+        self.future = future
+
+
 class Batcher:
     """One thread around ``forward``, fed by the queue policy. Made for one event loop.
 
@@ -69,6 +81,7 @@ class Batcher:
         batch_tokens: rows x longest of one forward pass.
         max_queue: texts that may wait.
         timeout_s: a text that waited longer is given up.
+        observe: told of each batch: its texts, and its tokens with padding.
     """
 
     def __init__(
@@ -78,9 +91,14 @@ class Batcher:
         batch_tokens: int,
         max_queue: int,
         timeout_s: float,
+        observe: Callable[[int, int], None] | None = None,
     ) -> None:
         self._forward = forward
         self._queue = Queue(batch_tokens, max_queue)
+        self._calls: deque[_Call] = deque()
+        self._observe = observe
+        self.batch_tokens = batch_tokens
+        self.max_queue = max_queue
         self.timeout_s = timeout_s
         self._wake = threading.Condition()
         self._stopping = False
@@ -109,8 +127,11 @@ class Batcher:
         with self._wake:
             self._stopping = True
             left = self._queue.drain()
+            calls, self._calls = self._calls, deque()
             self._wake.notify()
         self._fail(left, NotReady("the server is shutting down"))
+        for call in calls:
+            self._settle(call, NotReady("the server is shutting down"))
         if self._thread is not None:
             self._thread.join(timeout_s)
 
@@ -169,11 +190,42 @@ class Batcher:
         finally:
             request.cancelled = True  # answered, failed or given up: whatever still waits is dropped
 
+    async def call(self, work: Callable[[], T], deadline: float) -> T:
+        """Run ``work`` in the model's thread, for what a batch cannot answer. One call goes between two batches.
+
+        Args:
+            work: should take no longer than a batch does.
+            deadline: on the monotonic clock.
+
+        Raises:
+            QueueFull: ``CALLS`` are waiting already.
+            DeadlinePassed, ModelFailed, NotReady: as ``submit``.
+        """
+        if not self.alive:
+            raise NotReady("the model is not running")
+        call = _Call(deadline, work, asyncio.get_running_loop().create_future())
+        with self._wake:
+            self._calls = deque(c for c in self._calls if not c.cancelled)
+            if len(self._calls) >= CALLS:
+                raise QueueFull(f"{CALLS} calls are waiting, at most {CALLS} may")
+            self._calls.append(call)
+            self._wake.notify()
+        try:
+            return await asyncio.wait_for(call.future, deadline - time.monotonic())
+        except asyncio.TimeoutError:
+            raise DeadlinePassed("the answer was not ready in time") from None
+        finally:
+            call.cancelled = True
+
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._stopping and not len(self._queue):
+                while not self._stopping and not len(self._queue) and not self._calls:
                     self._wake.wait()
+                call = self._calls.popleft() if self._calls else None
+            if call is not None and not call.cancelled:
+                self._perform(call)
+            with self._wake:
                 if self._stopping:
                     return
                 batch = self._queue.take(time.monotonic())
@@ -193,6 +245,18 @@ class Batcher:
                 self._post(self._fail, batch.entries, failure)
             else:
                 self._post(self._deliver, batch.entries, rows, time.monotonic() - start)
+                if self._observe is not None:
+                    self._observe(len(batch.entries), len(batch.entries) * max(e.tokens for e in batch.entries))
+
+    def _perform(self, call: _Call) -> None:
+        outcome: Any
+        try:
+            outcome = call.work()
+        except BaseException as e:  # as for a batch
+            log.exception("a call between batches failed")
+            outcome = ModelFailed(f"{type(e).__name__}: {e}")
+            outcome.__cause__ = e
+        self._post(self._settle, call, outcome)
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None
@@ -214,6 +278,15 @@ class Batcher:
             if request.missing == 0 and not request.future.done():
                 queue_s = max(0.0, now - request.started - request.inference_s)
                 request.future.set_result(Answer(np.stack(request.rows), queue_s, request.inference_s))
+
+    @staticmethod
+    def _settle(call: _Call, outcome: Any) -> None:
+        if call.future.done():
+            return
+        if isinstance(outcome, Exception):
+            call.future.set_exception(outcome)
+        else:
+            call.future.set_result(outcome)
 
     @staticmethod
     def _fail(entries: Sequence[Entry], error: Exception) -> None:

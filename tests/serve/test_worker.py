@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from serve_fakes import FakeEngine
 
+from pipeline.config import ServeConfig
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.service import Service
 from serve.worker import Batcher, ModelFailed, NotReady
@@ -175,7 +176,7 @@ def test_room_is_given_back_when_tokenizing_fails() -> None:
     engine = FakeEngine()
 
     async def inside() -> None:
-        service = Service(engine, batch_tokens=64, max_queue=2, timeout_s=20)
+        service = Service(engine, ServeConfig(batch_tokens=64, max_queue=2, timeout_s=20))
         await service.start()
         plain, engine.encode = engine.encode, None  # type: ignore[method-assign,assignment]
         for _ in range(5):

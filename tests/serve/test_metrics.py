@@ -1,0 +1,59 @@
+"""``GET /metrics``: what is counted, and under which names."""
+
+from __future__ import annotations
+
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from serve_fakes import FakeEngine
+
+from pipeline.config import ServeConfig
+from serve.api import build_api
+
+
+def scraped(http: TestClient) -> dict[str, float]:
+    response = http.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")
+    samples = [s for family in text_string_to_metric_families(response.text) for s in family.samples]
+    return {s.name + "".join(f"|{k}={v}" for k, v in sorted(s.labels.items())): s.value for s in samples}
+
+
+def test_what_is_counted() -> None:
+    with TestClient(build_api(FakeEngine(), ServeConfig(max_texts=5)), raise_server_exceptions=False) as http:
+        http.post("/v1/classify", json={"inputs": ["sport", "a sport", "b " * 20]})
+        http.post("/v1/classify", json={"inputs": 7})
+        http.post("/v1/classify", json={"inputs": "sport sport"})
+        for name in ("one", "two"):
+            http.get(f"/nowhere/{name}")
+        got = scraped(http)
+    prefix = "broadsheet_requests_total|path="
+    assert {k.removeprefix(prefix): v for k, v in got.items() if k.startswith(prefix)} == {
+        "/v1/classify|status=200": 1,
+        "/v1/classify|status=422": 1,
+        "/v1/classify|status=500": 1,
+        "other|status=404": 2,
+    }
+    assert got["broadsheet_texts_total"] == 3
+    assert got["broadsheet_truncated_texts_total"] == 1
+    assert got["broadsheet_predicted_labels_total|label=sport"] == 2
+    assert got["broadsheet_predicted_labels_total|label=science"] == 0
+    assert got["broadsheet_queue_texts"] == 0
+    assert got["broadsheet_model_info|version=fake-1"] == 1
+    for phase in ("queue", "tokenize", "inference"):
+        assert got[f"broadsheet_phase_seconds_count|phase={phase}"] == 1
+    assert got["broadsheet_batch_texts_sum"] == 1 + 3  # the warm-up is a batch, too; one that fails is none
+    assert got["broadsheet_batch_tokens_sum"] == 1 + 3 * 16
+
+
+def test_each_app_counts_for_itself() -> None:
+    for _ in range(2):
+        with TestClient(build_api(FakeEngine(), ServeConfig())) as http:
+            http.post("/v1/classify", json={"inputs": "sport"})
+            assert scraped(http)["broadsheet_texts_total"] == 1
+
+
+def test_openmetrics_where_it_is_asked_for() -> None:
+    with TestClient(build_api(FakeEngine(), ServeConfig())) as http:
+        response = http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+        assert response.headers["content-type"].startswith("application/openmetrics-text")
+        assert response.text.endswith("# EOF\n")
