@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from pipeline.config import ServeConfig
-from serve import metrics
+from pipeline.evaluate.evidence import Evidence
+from serve import explain, metrics
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -31,12 +32,13 @@ from serve.worker import NotReady
 log = logging.getLogger("ray.serve")
 
 
-def build_api(engine: Engine, config: ServeConfig) -> FastAPI:
+def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None) -> FastAPI:
     """The app. Its lifespan starts and stops the model's threads; ``app.state.service`` is the model.
 
     Args:
         engine: the loaded model.
         config: the serve section.
+        index: training rows for ``/v1/explain``; None gives no nearest ones.
     """
     service = Service(engine, config)
     max_texts = min(config.max_texts, config.max_queue)  # more than the queue holds could never be let in
@@ -100,6 +102,7 @@ def build_api(engine: Engine, config: ServeConfig) -> FastAPI:
         rows = ranked(result.probabilities, engine.labels, wanted.top_k)
         return json_response(rows, result_headers(result, engine.version))
 
+    explain.add_route(app, service, config, index)
     metrics.add_route(app, service.metrics)
     _answer_errors(app, config)
     return app
@@ -130,6 +133,10 @@ def _answer_errors(app: FastAPI, config: ServeConfig) -> None:
     async def too_long(_: Request, e: TooLong) -> Response:
         message = f"inputs[{e.index}] has {e.tokens} tokens, and the model reads {e.most}: shorten it, or allow it to "
         return error_response("invalid", message + "be cut with 'truncation': 'cut'")
+
+    @app.exception_handler(explain.Gone)
+    async def gone(_: Request, e: explain.Gone) -> Response:
+        return error_response("bad_request", "the connection closed before the answer was ready")
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, e: HTTPException) -> Response:

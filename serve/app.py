@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,10 +11,15 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 
 from pipeline.config import ServeConfig
+from pipeline.errors import UserError
+from pipeline.evaluate.evidence import FILE, Evidence
+from pipeline.storage import Place
 from serve.api import build_api
 from serve.service import Engine
 
 NAME = "broadsheet"
+
+log = logging.getLogger("ray.serve")
 
 
 class Replica:
@@ -24,10 +30,11 @@ class Replica:
         self.engine = load_engine(checkpoint, config)
         # Here as well as in the API's start: a model that cannot run fails the deployment with its reason.
         self.engine.logits(self.engine.encode(["warm-up"]).ids)
+        self.index = load_index(checkpoint, self.engine)
         self.api: FastAPI | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
-        self.api = build_api(self.engine, self.config)
+        self.api = build_api(self.engine, self.config, self.index)
         return self.api
 
     async def check_health(self) -> None:
@@ -45,6 +52,26 @@ def load_engine(checkpoint: str, config: ServeConfig) -> Engine:
     torch.set_num_threads(max(1, int(config.cpus_per_replica)))
     engine: Engine = Classifier.load(checkpoint)
     return engine
+
+
+def load_index(checkpoint: str, engine: Engine) -> Evidence | None:
+    """The checkpoint's index of training rows; None where it has none, or one that does not fit: texts are classified
+    all the same, and the log says why explanations name no rows."""
+    folder = Place.of(checkpoint)
+    if not (folder / FILE).exists():
+        return None
+    try:
+        index = Evidence.load(folder)
+    except UserError as e:
+        log.warning("explanations will have no nearest rows: %s", e)
+        return None
+    done = engine.with_states(engine.encode(["warm-up"]).ids, 2_048)
+    labels = index.labels
+    fits = done is not None and done[1].shape[1] == index.states.shape[1] == len(index.centre)
+    if not fits or not len(labels) or labels.min() < 0 or labels.max() >= len(engine.labels):
+        log.warning("explanations will have no nearest rows: %s is of another model", folder / FILE)
+        return None
+    return index
 
 
 def application(checkpoint: str, config: ServeConfig, resources: dict[str, float] | None = None) -> Application:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator
 
 from serve.errors import Refused
-from serve.requests import check_text, kind, read_object, validated
+from serve.requests import Text, check_text, kind, read_object, validated
 
 
 class Label(BaseModel):
@@ -59,6 +59,42 @@ class ClassifyRequest(BaseModel):
         return value
 
 
+class ExplainRequest(BaseModel):
+    """One text to explain."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: Text = Field(description="One text, cleaned as texts were for training.")
+
+
+class Word(BaseModel):
+    """A word of the cleaned text, or a group of neighbours in a long one."""
+
+    word: str
+    start: int = Field(description="First character, in Unicode code points of the cleaned text.")
+    end: int = Field(description="Behind the last character.")
+    effect: float = Field(description="How far the probability of the label falls without it, -1 to 1.")
+
+
+class NearestRow(BaseModel):
+    """A training row that the network treats like the text."""
+
+    id: str
+    label: str
+    text: str = Field(description="The beginning of the row.")
+    similarity: float = Field(description="Cosine of the network's states, -1 to 1.")
+
+
+class Explanation(BaseModel):
+    """A prediction, the words that it hangs on, and training rows near it."""
+
+    label: str
+    probability: float = Field(ge=0, le=1)
+    text: str = Field(description="The text after cleaning; start and end count in it.")
+    words: list[Word] = Field(description="In the order of the text; what is behind the last, the model did not read.")
+    nearest: list[NearestRow] = Field(description="Nearest first; empty where the checkpoint has no index.")
+
+
 def parse(body: bytes, *, max_texts: int, max_text_chars: int, labels: int) -> ClassifyRequest:
     """Read and check the body of a request to classify.
 
@@ -74,6 +110,20 @@ def parse(body: bytes, *, max_texts: int, max_text_chars: int, labels: int) -> C
     if request.top_k is not None and request.top_k > labels:
         raise Refused("invalid", f"'top_k' is {request.top_k}, but the model has {labels} labels")
     return request
+
+
+def parse_explain(body: bytes, *, max_text_chars: int) -> str:
+    """The text of a request to explain.
+
+    Raises:
+        Refused: as ``parse``.
+    """
+    tree = read_object(body, "inputs")
+    if isinstance(tree.get("inputs"), list):
+        raise Refused("invalid", "'inputs' must be one text: explanations are made one at a time")
+    text = validated(ExplainRequest, tree).inputs
+    check_lengths({"inputs": text}, max_text_chars)
+    return text
 
 
 def check_count(count: int, most: int) -> None:
