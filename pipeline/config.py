@@ -58,6 +58,11 @@ class ServeConfig(Section):
     max_texts: int = Field(256, ge=1, description="Texts per request; more is 413.")
     max_text_chars: int = Field(100_000, ge=1, description="Characters per text; more is 413.")
     max_body_bytes: int = Field(4_000_000, ge=1024, description="Bytes per request body; more is 413.")
+    feedback: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or URI for the corrections that /v1/feedback takes, in Parquet; null: none are taken.",
+    )
     haproxy: bool = Field(True, description="HAProxy in front (13 times the requests per second of Ray's own proxy).")
 
     @model_validator(mode="after")

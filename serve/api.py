@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
-from serve import explain, metrics
+from serve import explain, feedback, metrics
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -48,6 +48,8 @@ def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None
         await service.start()
         yield
         service.stop()
+        if kept is not None:
+            await kept.close()
 
     app = FastAPI(
         title="Broadsheet",
@@ -103,6 +105,7 @@ def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None
         return json_response(rows, result_headers(result, engine.version))
 
     explain.add_route(app, service, config, index)
+    kept = feedback.add_route(app, service, config, max_texts)
     metrics.add_route(app, service.metrics)
     _answer_errors(app, config)
     return app

@@ -14,6 +14,7 @@ from pipeline.config import ServeConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.evidence import FILE, Evidence
 from pipeline.storage import Place
+from serve import feedback
 from serve.api import build_api
 from serve.service import Engine
 
@@ -31,6 +32,8 @@ class Replica:
         # Here as well as in the API's start: a model that cannot run fails the deployment with its reason.
         self.engine.logits(self.engine.encode(["warm-up"]).ids)
         self.index = load_index(checkpoint, self.engine)
+        if config.feedback:
+            feedback.prepare(config.feedback)
         self.api: FastAPI | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
@@ -76,6 +79,8 @@ def load_index(checkpoint: str, engine: Engine) -> Evidence | None:
 
 def application(checkpoint: str, config: ServeConfig, resources: dict[str, float] | None = None) -> Application:
     """The Ray Serve application for a checkpoint folder that every node can read."""
+    if config.feedback:  # a relative path means something else on a replica
+        config = config.model_copy(update={"feedback": str(Place.of(config.feedback))})
     deployment: Deployment = serve.deployment(**options(config, resources))(serve.ingress()(Replica))
     return deployment.bind(checkpoint, config)
 
