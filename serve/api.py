@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
-from serve import explain, feedback, metrics
+from serve import explain, feedback, metrics, open_inference
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -106,6 +107,7 @@ def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None
 
     explain.add_route(app, service, config, index)
     kept = feedback.add_route(app, service, config, max_texts)
+    open_inference.add_routes(app, service, config, max_texts, _release())
     metrics.add_route(app, service.metrics)
     _answer_errors(app, config)
     return app
@@ -164,3 +166,10 @@ def ranked(probabilities: np.ndarray, labels: list[str], top_k: int | None) -> l
         [{"label": labels[i], "score": float(row[i])} for i in best]
         for row, best in zip(probabilities, order, strict=True)
     ]
+
+
+def _release() -> str:
+    try:
+        return version("broadsheet")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

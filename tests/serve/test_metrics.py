@@ -23,7 +23,12 @@ def test_what_is_counted() -> None:
         http.post("/v1/classify", json={"inputs": ["sport", "a sport", "b " * 20]})
         http.post("/v1/classify", json={"inputs": 7})
         http.post("/v1/classify", json={"inputs": "sport sport"})
+        http.post(
+            "/v2/models/broadsheet/infer",
+            json={"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["world"]}]},
+        )
         for name in ("one", "two"):
+            http.get(f"/v2/models/{name}")
             http.get(f"/nowhere/{name}")
         got = scraped(http)
     prefix = "broadsheet_requests_total|path="
@@ -31,18 +36,20 @@ def test_what_is_counted() -> None:
         "/v1/classify|status=200": 1,
         "/v1/classify|status=422": 1,
         "/v1/classify|status=500": 1,
+        "/v2/models/{name}/infer|status=200": 1,
+        "/v2/models/{name}|status=404": 2,
         "other|status=404": 2,
     }
-    assert got["broadsheet_texts_total"] == 3
+    assert got["broadsheet_texts_total"] == 4
     assert got["broadsheet_truncated_texts_total"] == 1
     assert got["broadsheet_predicted_labels_total|label=sport"] == 2
     assert got["broadsheet_predicted_labels_total|label=science"] == 0
     assert got["broadsheet_queue_texts"] == 0
     assert got["broadsheet_model_info|version=fake-1"] == 1
     for phase in ("queue", "tokenize", "inference"):
-        assert got[f"broadsheet_phase_seconds_count|phase={phase}"] == 1
-    assert got["broadsheet_batch_texts_sum"] == 1 + 3  # the warm-up is a batch, too; one that fails is none
-    assert got["broadsheet_batch_tokens_sum"] == 1 + 3 * 16
+        assert got[f"broadsheet_phase_seconds_count|phase={phase}"] == 2
+    assert got["broadsheet_batch_texts_sum"] == 1 + 3 + 1  # the warm-up is a batch, too; one that fails is none
+    assert got["broadsheet_batch_tokens_sum"] == 1 + 3 * 16 + 1
 
 
 def test_each_app_counts_for_itself() -> None:
