@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
-from serve import explain, feedback, metrics, open_inference
+from serve import explain, feedback, metrics, open_inference, playground
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -61,20 +61,6 @@ def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None
     )
     app.state.service = service
 
-    @app.get("/", summary="What this is")
-    async def about() -> dict[str, Any]:
-        return {
-            "name": "broadsheet",
-            "model_version": engine.version,
-            "labels": engine.labels,
-            "classify": {
-                "method": "POST",
-                "path": "/v1/classify",
-                "body": {"inputs": ["a text"], "top_k": 1},
-            },
-            "docs": "/docs",
-        }
-
     @app.get("/health", summary="Whether the process is alive")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
@@ -105,6 +91,7 @@ def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None
         rows = ranked(result.probabilities, engine.labels, wanted.top_k)
         return json_response(rows, result_headers(result, engine.version))
 
+    playground.add_route(app, engine, feedback=bool(config.feedback))
     explain.add_route(app, service, config, index)
     kept = feedback.add_route(app, service, config, max_texts)
     open_inference.add_routes(app, service, config, max_texts, _release())

@@ -55,6 +55,7 @@ def test_one_and_several_are_kept(http: TestClient, folder: Path) -> None:
     assert {k: first[k] for k in GOOD} == GOOD
     assert first["received"].utcoffset().total_seconds() == 0
     assert {row["text"] for row in rows} == {TEXT, *(item["text"] for item in items)}
+    assert http.get("/").json()["feedback"] is True
     assert "broadsheet_feedback_rows_total 3.0" in http.get("/metrics").text
 
 
@@ -106,6 +107,7 @@ def test_it_is_off_unless_asked_for() -> None:
         response = send(http, GOOD)
         assert (response.status_code, response.json()["error_type"]) == (404, "not_found")
         assert "--set serve.feedback=FOLDER" in response.json()["error"]
+        assert http.get("/").json()["feedback"] is False
 
 
 def test_a_folder_that_cannot_be_written(http: TestClient, folder: Path) -> None:
