@@ -150,14 +150,14 @@ def prepare(folder: str) -> Place:
     Raises:
         UserError: nothing can be written there.
     """
-    place = Place.of(folder)
     try:
+        place = Place.of(folder)
         place.mkdir()
         trial = place / f".trial-{uuid.uuid4().hex}"
         trial.write_bytes(b"")
         trial.delete()
     except (OSError, UserError, WorkFailed) as e:
-        raise UserError(f"serve.feedback: cannot write to {place} ({e}): choose another folder") from e
+        raise UserError(f"serve.feedback: cannot write to {folder} ({e}): choose another folder") from e
     return place
 
 

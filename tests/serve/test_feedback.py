@@ -118,6 +118,8 @@ def test_a_folder_that_cannot_be_written(http: TestClient, folder: Path) -> None
     assert str(folder) not in response.text
     with pytest.raises(UserError, match=r"serve\.feedback: cannot write to .*choose another folder"):
         feedback.prepare(str(folder))
+    with pytest.raises(UserError, match=r"serve\.feedback: .*names no bucket"):
+        feedback.prepare("s3://")
     folder.unlink()
     assert send(http, GOOD).status_code == 200
     assert feedback.prepare(str(folder)) == Place.of(folder)
