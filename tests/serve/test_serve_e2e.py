@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Config
@@ -47,10 +48,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings() -> Config:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Config:
     from conftest import unused_port
 
-    return Config().updated({"serve.port": unused_port(), "serve.timeout_s": 20})
+    kept = tmp_path_factory.mktemp("kept")
+    return Config().updated({"serve.port": unused_port(), "serve.timeout_s": 20, "serve.feedback": str(kept)})
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,26 @@ def test_it_answers(url: str) -> None:
     response = post(url, json.dumps({"inputs": texts}).encode())
     assert response.headers["x-broadsheet-truncated"] == "1"
     assert response.headers["x-model-version"] == httpx.get(f"{url}/ready").json()["model_version"]
+
+
+def test_explain_feedback_v2_metrics_and_page(url: str, settings: Config) -> None:
+    text = "The team won the cup. 芯片 oil prices"
+    (best,) = client.classify(url, text, top_k=1)[0]
+    explained = client.request(f"{url}/v1/explain", json.dumps({"inputs": text}).encode())
+    assert explained["label"] == best["label"]
+    assert explained["probability"] == pytest.approx(best["score"], abs=1e-5)
+    assert explained["nearest"] == []  # this checkpoint was never evaluated
+    body = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]}
+    answer = client.request(f"{url}/v2/models/broadsheet/infer", json.dumps(body).encode())
+    assert answer["outputs"][0]["data"] == [best["label"]]
+    item = {"text": text, "label": "科技", "predicted": best["label"]}
+    assert client.request(f"{url}/v1/feedback", json.dumps(item).encode()) == {"kept": 1}
+    (file,) = Path(str(settings.serve.feedback)).iterdir()
+    assert pq.read_table(file)["label"].to_pylist() == ["科技"]
+    assert 'broadsheet_requests_total{path="/v1/explain",status="200"}' in httpx.get(f"{url}/metrics").text
+    page = httpx.get(url, headers={"accept": "text/html"})
+    assert page.text.startswith("<!doctype html>")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
 BAD: list[tuple[bytes, int]] = [
