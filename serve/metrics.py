@@ -59,8 +59,9 @@ class Metrics:
         """
         self._texts.inc(len(probabilities))
         self._truncated.inc(truncated)
-        for label, count in zip(*np.unique(probabilities.argmax(1), return_counts=True), strict=True):
-            self._labels[int(label)].inc(int(count))
+        counts = np.bincount(probabilities.argmax(1))
+        for label in np.flatnonzero(counts).tolist():
+            self._labels[label].inc(int(counts[label]))
         for phase, seconds in phases.items():
             self._phases[phase].observe(seconds)
 

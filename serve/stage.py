@@ -42,7 +42,8 @@ def serve(config: Config, where: str | None, address: str | None) -> None:
     console.say("serve", f"loading {found}")
     url = _deploy(found, config)
     body = '{"inputs": "Oil prices climb as exporters agree to cut output", "top_k": 1}'
-    console.say("next", f"curl -s {url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}")
+    ask = f"curl -s {url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}"
+    console.say("next", f"open {url} in a browser, or: {ask}")
     _wait_and_stop()
 
 

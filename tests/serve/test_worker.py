@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -12,7 +14,7 @@ from serve_fakes import FakeEngine
 from pipeline.config import ServeConfig
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.service import Service
-from serve.worker import Batcher, ModelFailed, NotReady
+from serve.worker import CALLS, Batcher, ModelFailed, NotReady
 
 
 def ids(*words: int) -> list[np.ndarray]:
@@ -168,6 +170,57 @@ def test_stopping_fails_what_waits() -> None:
         assert isinstance(results[1], (NotReady, tuple))
         with pytest.raises(NotReady):
             await batcher.submit(ids(1))
+
+    run(engine, body)
+
+
+def test_a_call_runs_between_batches_in_the_models_thread() -> None:
+    engine = FakeEngine()
+    engine.gate.clear()
+    done: list[str] = []
+
+    def work() -> str:
+        done.append(threading.current_thread().name)
+        return f"after {len(engine.batches)}"
+
+    async def body(batcher: Batcher) -> None:
+        soon = time.monotonic() + 20
+        first = asyncio.create_task(batcher.submit(ids(2)))
+        await until(lambda: engine.entered == 1)
+        call = asyncio.create_task(batcher.call(work, soon))
+        gone = asyncio.create_task(batcher.call(work, soon))
+        second = asyncio.create_task(batcher.submit(ids(3)))
+        await until(lambda: batcher.waiting == 1)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        engine.gate.set()
+        await asyncio.gather(first, second)
+        assert await call == "after 1"
+
+    run(engine, body)
+    assert done == ["model"]  # the call that was given up never ran
+
+
+def test_calls_are_bounded_and_have_a_deadline() -> None:
+    engine = FakeEngine()
+    engine.gate.clear()
+
+    async def body(batcher: Batcher) -> None:
+        soon = time.monotonic() + 20
+        first = asyncio.create_task(batcher.submit(ids(2)))
+        await until(lambda: engine.entered == 1)
+        with pytest.raises(DeadlinePassed):
+            await batcher.call(int, time.monotonic() + 0.05)
+        calls = [asyncio.create_task(batcher.call(int, soon)) for _ in range(CALLS)]
+        await until(lambda: len(batcher._calls) == CALLS)  # the one that was given up has made room
+        with pytest.raises(QueueFull):
+            await batcher.call(int, soon)
+        engine.gate.set()
+        batcher.stop()
+        results = await asyncio.gather(first, *calls, return_exceptions=True)
+        assert all(r == 0 or isinstance(r, NotReady) for r in results[1:])
+        with pytest.raises(NotReady):
+            await batcher.call(int, soon)
 
     run(engine, body)
 
