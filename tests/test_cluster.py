@@ -11,7 +11,6 @@ from pipeline.cluster import Layout, Resources, check_fits, our_error, pinned, t
 from pipeline.config import load
 from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.predict import pool
-from tune.search import at_once
 
 
 def cpus(*nodes: int) -> Resources:
@@ -48,13 +47,6 @@ def test_the_default_layout_never_exceeds_the_nodes() -> None:
     config = load(sets=["train.cpus_per_worker=2"])
     assert train_layout(config, cpus(3, 3)).workers == 2
     assert train_layout(load(), Resources(((8, 4), (8, 4)))).workers == 8
-
-
-def test_trials_at_once_node_by_node() -> None:
-    layout = Layout(1, 2, 0)
-    number, words = at_once(load(), layout, cpus(3, 3))
-    assert (number, words) == (2, "room for 2 workers of 2 CPU / 1 a trial = 2")
-    assert at_once(load(sets=["tune.trials=1"]), layout, cpus(3, 3))[0] == 1
 
 
 def test_ray_train_still_hands_the_address_on(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:

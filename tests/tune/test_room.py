@@ -15,6 +15,7 @@ from tune.space import trial_config
     ("layout", "have", "each", "sets", "expected"),
     [
         (Layout(1, 1, 0), Resources(((2, 0),), 16), 1.0, [], 2),
+        (Layout(1, 2, 0), Resources(((3, 0), (3, 0)), 16), 1.0, [], 2),  # node by node
         (Layout(2, 1, 0), Resources(((4, 0), (4, 0)), 64), 1.0, [], 4),
         (Layout(1, 1, 0.25), Resources(((8, 1),), 64), 1.0, [], 4),  # several share one GPU
         (Layout(1, 1, 0), Resources(((8, 0),), 5), 2.0, [], 2),  # memory is short
