@@ -119,12 +119,12 @@ def main() -> None:
     """Run, print the ratios, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="small trials, one seed")
-    parser.add_argument("--rows", type=int, default=3_000, help="training rows of a trial")
+    parser.add_argument("--rows", type=int, default=1_500, help="training rows of a trial")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "tune.json")
     arguments = parser.parse_args()
     data = Path(os.environ.get("BROADSHEET_DATA") or sys.exit("set BROADSHEET_DATA to a folder with ag_news"))
-    rows, seeds, count, long_rows, epochs = arguments.rows, arguments.seeds, 16, 8_000, 4.0
+    rows, seeds, count, long_rows, epochs = arguments.rows, arguments.seeds, 16, 5_600, 4.0
     if arguments.quick:
         rows, seeds, count, long_rows, epochs = 600, 1, 4, 1_000, 1.0
     cluster.connect(None, dashboard=True)

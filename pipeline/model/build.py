@@ -53,7 +53,18 @@ def initial(
         UserError: the folder's model cannot classify sequences.
     """
     quiet()
-    torch.manual_seed(config.seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # LAPACK's orthogonal matrices differ with the number of threads, and so would weights
+    try:
+        torch.manual_seed(config.seed)
+        return _initial(config, source, labels, vocab_size, pad_id)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _initial(
+    config: Config, source: ModelSource, labels: Sequence[str], vocab_size: int, pad_id: int
+) -> torch.nn.Module:
     names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
     names["problem_type"] = "single_label_classification"
     model = config.model

@@ -22,7 +22,7 @@ from pipeline.storage import Place, put_folder
 from pipeline.train import checkpoint
 from pipeline.train.store import Store, name_of
 
-VERSION = 2  # raise it whenever the same configuration would train differently
+VERSION = 3  # raise it whenever the same configuration would train differently
 SILENCE_SECONDS = 120.0  # without a word from the workers, and a person is told
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
 DEFAULT_RATE = {"transformer": 1e-4, "adapters": 5e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.model.build import load
+from pipeline.config import load as configured
+from pipeline.model import source
+from pipeline.model.build import initial, load
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [4, 3, 2, 0, 0], [1, 0, 0, 0, 0]])
@@ -36,3 +38,16 @@ def test_tokens_are_left_out_only_in_training() -> None:
     sure = model.eval()(IDS, MASK).logits
     assert torch.equal(model(IDS, MASK).logits, sure)
     assert not torch.equal(model.train()(IDS, MASK).logits, model(IDS, MASK).logits)
+
+
+def test_initial_weights_do_not_depend_on_the_number_of_threads() -> None:
+    config = configured(sets=["model.name=lstm", "model.hidden=[64]", "model.embedding_dim=16"])
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made.append(initial(config, source.resolve("lstm"), ["a", "b"], 300, 0).state_dict())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
