@@ -18,6 +18,8 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.evaluate import calibration
 from pipeline.evaluate import evaluate as evaluation
+from pipeline.evaluate.classifier import Classifier
+from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint
@@ -120,8 +122,6 @@ def test_a_checkpoint_is_a_hugging_face_folder(done: stages.Job) -> None:
 
 
 def test_the_classifier_says_what_evaluation_said(done: stages.Job, prepared: Prepared) -> None:
-    from pipeline.evaluate.classifier import Classifier
-
     classifier = Classifier.load(str(done.checkpoint))
     table = prepared.table("test", ["text", "label", "input_ids"])
     encoded = classifier.encode(table["text"].to_pylist())
@@ -169,6 +169,16 @@ def test_a_second_evaluation_sees_the_same_logits(
     for at in ("before", "after"):
         assert seen[0][at]["log_loss"] == pytest.approx(seen[1][at]["log_loss"], abs=1e-5)
     assert seen[0]["before"]["log_loss"] != pytest.approx(seen[0]["after"]["log_loss"], abs=1e-3)
+
+
+def test_the_checkpoint_answers_its_golden_rows_as_when_it_was_evaluated(done: stages.Job) -> None:
+    assert done.checkpoint is not None
+    rows = Golden.load(done.checkpoint)
+    assert rows is not None
+    assert len(rows.texts) == len(rows.labels) == len(rows.logits) > 30
+    assert (rows.logits.argmax(1) == rows.labels).mean() > 0.8
+    classifier = Classifier.load(str(done.checkpoint))
+    assert rows.failure(lambda texts: classifier.logits(classifier.encode(texts).ids)) is None
 
 
 def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Prepared, tmp_path: Path) -> None:

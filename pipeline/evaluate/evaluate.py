@@ -23,6 +23,7 @@ from pipeline.evaluate import (
     energy,
     evidence,
     explain,
+    golden,
     intervals,
     metrics,
     report,
@@ -35,7 +36,7 @@ from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint, model_card
 
-VERSION = 4  # raise it whenever the same checkpoint and data would give other files
+VERSION = 5  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
@@ -174,6 +175,10 @@ def evaluate(
     figures["seconds"] = stages
     if ours:  # other rows than its own say nothing of how it was made
         _note(where, {**card, "temperature": temperature}, figures, prepared)
+        if validation is not None:
+            texts = validation.data.table(validation.split, ["text"])["text"].slice(0, golden.ROWS).to_pylist()
+            known = validation.logits - validation.logits.max(-1, keepdims=True)
+            golden.Golden(texts, validation.labels, known.astype(np.float32)).save(where)
     metrics_file.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
     return Evaluated(figures, metrics_file, report_file, suspects_file, False)
 
