@@ -188,6 +188,18 @@ def predict(files: tuple[str, ...], checkpoint: str | None, out: str, **options:
 @cli.command()
 @click.argument("where", required=False, metavar="[RUN]")
 @COMMON
+def export(where: str | None, **options: Any) -> None:
+    """Measure which engine serves a checkpoint fastest on this machine; 'serve' does it, too, at its first start."""
+    options.pop("address")
+    config = _load(options)
+    from serve import stage
+
+    stage.export(config, where)
+
+
+@cli.command()
+@click.argument("where", required=False, metavar="[RUN]")
+@COMMON
 @ENDPOINT
 def serve(where: str | None, **options: Any) -> None:
     """Serve a checkpoint over HTTP until Ctrl-C."""

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -50,6 +50,10 @@ class ServeConfig(Section):
     )
     cpus_per_replica: float = Field(1.0, gt=0, description="CPU cores of one replica.")
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of one replica.")
+    engine: Literal["auto", "torch", "torch-int8", "onnx", "onnx-int8"] = Field(
+        "auto",
+        description="What runs the network; auto: the fastest that agrees with it, measured once per kind of machine.",
+    )
     batch_tokens: int = Field(2048, ge=64, description="Tokens (padding included) of one forward pass.")
     max_queue: int = Field(
         512, ge=1, description="Texts waiting per replica; beyond that the answer is 429 with Retry-After."

@@ -47,13 +47,12 @@ class Replica:
 
 
 def load_engine(checkpoint: str, config: ServeConfig) -> Engine:
-    """The checkpoint as an engine, with as many torch threads as the replica has CPUs."""
-    import torch
+    """The checkpoint with the engine that serves it best, and as many threads as the replica has CPUs."""
+    from serve.engine.load import load
 
-    from pipeline.evaluate.classifier import Classifier
-
-    torch.set_num_threads(max(1, int(config.cpus_per_replica)))
-    engine: Engine = Classifier.load(checkpoint)
+    engine: Engine
+    engine, record = load(checkpoint, config)
+    log.info("%s: single texts by %s, batches by %s", checkpoint, record.choice.single, record.choice.batch)
     return engine
 
 

@@ -20,7 +20,7 @@ from pipeline.storage import Place
 from serve import client, haproxy
 from serve.app import NAME, application
 
-READY_TIMEOUT_S = 300.0
+READY_TIMEOUT_S = 600.0  # a first start on a kind of machine measures engines
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -60,6 +60,7 @@ def add_route(app: FastAPI, engine: Engine, feedback: bool) -> None:
             "name": "broadsheet",
             "model_version": engine.version,
             "labels": engine.labels,
+            "engine": engine.runs,
             "classify": {
                 "method": "POST",
                 "path": "/v1/classify",

@@ -56,6 +56,7 @@ class Engine(Protocol):
     labels: list[str]
     version: str
     max_tokens: int
+    runs: dict[str, str]
 
     def encode(self, texts: Sequence[str]) -> Encoded: ...
     def length(self, text: str) -> int: ...

@@ -40,11 +40,31 @@ def serve(config: Config, where: str | None, address: str | None) -> None:
         before_connecting(config)
     cluster.connect(address)
     console.say("serve", f"loading {found}")
+    if config.serve.engine == "auto":
+        console.say("serve", "a first start on a kind of machine measures engines: about a minute more")
     url = _deploy(found, config)
     body = '{"inputs": "Oil prices climb as exporters agree to cut output", "top_k": 1}'
     ask = f"curl -s {url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}"
     console.say("next", f"open {url} in a browser, or: {ask}")
     _wait_and_stop()
+
+
+def export(config: Config, where: str | None) -> None:
+    """Measure on this machine which engine serves a checkpoint, and print the figures.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    from pipeline.train import checkpoint
+    from serve.engine import choice, load
+
+    found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
+    _, record = load.load(str(found), config.serve, lambda line: console.say("export", line))
+    for line in choice.lines(record.measured, record.choice):
+        console.say("export", line)
+    if record.reason:
+        console.say("export", f"engine {record.choice.single}: {record.reason}")
+    console.say("next", f"broadsheet serve {found}")
 
 
 def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
@@ -55,7 +75,10 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     assert job.checkpoint is not None
     cluster.connect(address)
     began = time.monotonic()
-    url = _deploy(job.checkpoint, job.config)
+    config = job.config
+    if not keep_serving and config.serve.engine == "auto":  # two texts are not worth measuring engines
+        config = config.updated({"serve.engine": "torch"})
+    url = _deploy(job.checkpoint, config)
     try:
         texts = stages.two_texts(job)
         for text, answer in zip(texts, client.classify(url, texts, top_k=2), strict=True):
@@ -79,6 +102,8 @@ def _deploy(checkpoint: Place, config: Config) -> str:
     s = config.serve
     console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
                 f"{s.cpus_per_replica:g} CPU{'' if not s.haproxy else ', HAProxy in front'}), {url}/docs")  # fmt: skip
+    runs = client.request(f"{url}/")["engine"]
+    console.say("serve", f"engine: {runs['single']} for single texts, {runs['batch']} for batches")
     return url
 
 

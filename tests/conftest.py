@@ -80,3 +80,14 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import small_bert
 
     return small_bert.write(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def bert_onnx(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network of ``bert`` as an ONNX file: writing one takes seconds."""
+    from pipeline.evaluate.classifier import Classifier
+    from serve.engine import onnx_file
+
+    file = tmp_path_factory.mktemp("onnx") / "bert.onnx"
+    onnx_file.write(Classifier.load(str(bert)).network, file)
+    return file

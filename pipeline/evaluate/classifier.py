@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.train import batches, checkpoint
 from pipeline.train.loop import autocast, precision
 
 Ids = npt.NDArray[np.int32]
+Runtime = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Classifier:
         version: a short id of weights and labels.
         temperature: what logits are divided by, the card's unless set.
         card: the content of ``broadsheet.json``.
+        network: the model of ``transformers``, on ``device``, computing in ``precision``.
+        single, batch: what runs one text and what runs several, if not the network as it is: padded token ids and
+            mask, both [rows, longest] int64, to logits [rows, labels].
+        runs: names of the two, for people.
     """
 
     def __init__(self, folder: Path, kind: str = "auto") -> None:
@@ -63,14 +68,17 @@ class Classifier:
         self._rules = clean.select(cleaning["rules"])
         self._max_chars = int(cleaning["max_chars"])
         self._tokenizer = TextTokenizer(folder, self.max_tokens)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = build.load(folder).to(self._device)
-        if self._model.config.num_labels != len(self.labels):
+        self.single: Runtime | None = None
+        self.batch: Runtime | None = None
+        self.runs = {"single": "torch", "batch": "torch"}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = build.load(folder).to(self.device)
+        if self.network.config.num_labels != len(self.labels):
             raise UserError(
-                f"{folder}: the network has {self._model.config.num_labels} labels, "
+                f"{folder}: the network has {self.network.config.num_labels} labels, "
                 f"broadsheet.json names {len(self.labels)}"
             )
-        self.precision, _ = precision(kind, self._device, self._model.config.model_type)
+        self.precision, _ = precision(kind, self.device, self.network.config.model_type)
         self.version = identity(str(folder / "model.safetensors"))[:12]
 
     @classmethod
@@ -97,6 +105,12 @@ class Classifier:
     def words(self, cleaned: str) -> list[tuple[int, int]]:
         """Where each word of a cleaned text begins and ends, as far as the network reads it."""
         return self._tokenizer.words(cleaned)
+
+    def padded(self, ids: Sequence[Ids]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Rows as a runtime takes them: token ids and mask, both [rows, longest]."""
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(i) for i in ids], out=offsets[1:])
+        return batches.pad(np.concatenate(ids), offsets, np.arange(len(ids)), self._pad_id)
 
     def logits(self, ids: Sequence[Ids]) -> npt.NDArray[np.float32]:
         """One padded forward pass, [rows, labels]."""
@@ -126,7 +140,7 @@ class Classifier:
             Logits [rows, labels] and states [rows, width], each of length 1: the text as the labels are read off it.
             None where the network has no such layer.
         """
-        linear = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear)]
+        linear = [m for m in self.network.modules() if isinstance(m, torch.nn.Linear)]
         heads = [m for m in linear if m.out_features == len(self.labels)]
         if not heads or not ids:
             return None
@@ -140,7 +154,7 @@ class Classifier:
         order = np.argsort(-lengths, kind="stable")
         try:
             for rows in batches.cut(order, lengths[order], batch_tokens):
-                logits[rows] = self._forward(flat, offsets, rows)
+                logits[rows] = self._forward(flat, offsets, rows, exact=True)
                 state = caught.pop().float().cpu().numpy()
                 if state.ndim == 3:  # one per token: the head of a decoder
                     mask = np.arange(state.shape[1]) < lengths[rows, None]
@@ -150,14 +164,21 @@ class Classifier:
             hook.remove()
         return logits, states
 
-    def _forward(self, flat: Ids, offsets: batches.Rows, rows: batches.Rows) -> npt.NDArray[np.float32]:
+    def _forward(
+        self, flat: Ids, offsets: batches.Rows, rows: batches.Rows, exact: bool = False
+    ) -> npt.NDArray[np.float32]:
         if len(rows) == 0:
             return np.empty((0, len(self.labels)), np.float32)
         inputs, mask = batches.pad(flat, offsets, rows, self._pad_id)
-        with torch.inference_mode(), autocast(self.precision, self._device):
-            logits = self._model(
-                input_ids=torch.from_numpy(inputs).to(self._device),
-                attention_mask=torch.from_numpy(mask).to(self._device),
+        run = self.single if len(rows) == 1 else self.batch
+        return self.as_evaluated(inputs, mask) if run is None or exact else run(inputs, mask)
+
+    def as_evaluated(self, inputs: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The network itself, whatever ``single`` and ``batch`` are."""
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            logits = self.network(
+                input_ids=torch.from_numpy(inputs).to(self.device),
+                attention_mask=torch.from_numpy(mask).to(self.device),
             ).logits
         return logits.float().cpu().numpy()
 

@@ -42,8 +42,8 @@ def last_layer_of_one_token(model: Any) -> bool:
         return False
     layer = getattr(model, name).encoder.layer[-1]
     kind = type(layer)
-    if not issubclass(kind, _OneToken):
-        layer.__class__ = type(f"OneToken{kind.__name__}", (_OneToken, kind), {})
+    if not issubclass(kind, OneToken):
+        layer.__class__ = type(f"OneToken{kind.__name__}", (OneToken, kind), {})
         layer.attention.self.key.bias.requires_grad_(False)  # no score depends on it, and DDP waits for every gradient
     return True
 
@@ -51,13 +51,18 @@ def last_layer_of_one_token(model: Any) -> bool:
 def whole_last_layer(model: Any) -> None:
     """Undo ``last_layer_of_one_token``, in place: the layer is about to be more than its matrices."""
     for layer in model.modules():
-        if isinstance(layer, _OneToken):
+        if isinstance(layer, OneToken):
             layer.__class__ = type(layer).__bases__[1]
             layer.attention.self.key.bias.requires_grad_(True)  # type: ignore[union-attr]
 
 
-class _OneToken(nn.Module):
+class OneToken(nn.Module):
     """Mixed into a layer of ``transformers``, whose parts it uses."""
+
+    def weights_only(self) -> tuple[Any, Any]:
+        """The linear layers whose weights are used here, and which are never called."""
+        inner: Any = self.attention
+        return inner.self.key, inner.self.value
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         """The layer's output for the first token, [rows, 1, width].

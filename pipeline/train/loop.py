@@ -32,13 +32,14 @@ def precision(wanted: str, device: torch.device, network: str) -> tuple[str, str
     if device.type == "cuda":
         good = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU computes in it") if good else ("fp32", "this GPU has no bf16")
-    flags = _cpu_flags()
+    flags = cpu_flags()
     if flags & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"}:
         return "bf16", "the processor computes in it"
     return "fp32", "this processor has no bf16 instructions"
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """What the processor says it can do, as Linux names it; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
             for line in f:

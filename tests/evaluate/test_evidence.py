@@ -84,7 +84,7 @@ def test_states_are_what_the_labels_are_read_off(bert: Path) -> None:
     logits, states = done
     assert logits == pytest.approx(classifier.all_logits(ids, 1_024), abs=1e-4)
     assert np.linalg.norm(states, axis=1) == pytest.approx(1, abs=1e-5)
-    head = classifier._model.classifier
+    head = classifier.network.classifier
     scaled = (logits - head.bias.detach().numpy()) / (states @ head.weight.detach().numpy().T)
     assert scaled == pytest.approx(np.repeat(scaled[:, :1], len(LABELS), 1), rel=1e-2)  # one length per row
 

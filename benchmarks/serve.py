@@ -1,0 +1,210 @@
+"""Requests a second and latencies of the endpoint, against two servers an engineer would write, in turn, in one run.
+
+    BROADSHEET_DATA=... python benchmarks/serve.py [--checkpoint RUN] [--quick] [--out FILE]
+
+The load comes from ``wrk`` (a package of every Linux), on the same cores: texts of the AG News test set, one a request
+from 32 clients and from 1, and lists of 64. The sides: FastAPI with a transformers pipeline; FastAPI with ONNX Runtime
+in 8 bits and fixed-size batches (both in ``rivals.py``); ``broadsheet serve`` with one replica on all cores. Beside
+them stands what our engine does in this process with no server, cleaning and tokenizing included. Needs
+``pip install 'broadsheet[onnx]'``. Without ``--checkpoint`` the short AG News job is trained first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from measure import RESULTS, machine, write
+
+sys.path.pop(0)  # this folder: ``serve`` is the package, not this file
+
+import torch
+
+from pipeline.config import ServeConfig
+from pipeline.train import checkpoint as checkpoints
+from serve.client import request
+from serve.engine.load import load
+
+HERE = Path(__file__).parent
+CLIENTS, LIST = 32, 64
+SCRIPT = """
+local bodies = {}
+for line in io.lines(os.getenv("BODIES")) do bodies[#bodies + 1] = line end
+local at = tonumber(os.getenv("FIRST")) or 0
+request = function()
+  at = at % #bodies + 1
+  return wrk.format("POST", wrk.path, {["content-type"] = "application/json"}, bodies[at])
+end
+done = function(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format('\\nRESULT {"requests": %d, "seconds": %f, "failed": %d, "p50_ms": %f, "p99_ms": %f}\\n',
+    summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+"""
+
+
+class Server:
+    """One side, running while the context is open."""
+
+    def __init__(self, command: list[str], url: str, log: Path) -> None:
+        self.command, self.url, self.log = command, url, log
+
+    def __enter__(self) -> Server:
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(self.command, stdout=out, stderr=out, start_new_session=True)
+        until = time.monotonic() + 600
+        while time.monotonic() < until:
+            try:
+                request(self.url, json.dumps({"inputs": "warm up"}).encode(), timeout=60)
+                return self
+            except Exception:
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.5)
+        self.__exit__()
+        sys.exit(f"{' '.join(self.command)} did not come up:\n{self.log.read_text()[-2000:]}")
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def load_with(url: str, bodies: Path, script: Path, clients: int, seconds: float) -> dict[str, Any]:
+    """What wrk saw."""
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(script), url]
+    environment = {**os.environ, "BODIES": str(bodies)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    line = next((ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")), None)
+    if line is None:
+        sys.exit(f"wrk failed:\n{done.stdout}{done.stderr}")
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return {**found, "per_s": round(found["requests"] / found["seconds"], 2)}
+
+
+def in_process(engine: Any, texts: list[str], batch_tokens: int) -> dict[str, float]:
+    """Our engine with no server: all at once, lists of 64, one by one."""
+    few = texts[:100]
+    engine.logits(engine.encode(few[:1]).ids)
+    began = time.perf_counter()
+    engine.all_logits(engine.encode(texts).ids, batch_tokens)
+    rate = len(texts) / (time.perf_counter() - began)
+    began = time.perf_counter()
+    count = len(texts) // LIST * LIST
+    for i in range(0, count, LIST):
+        engine.all_logits(engine.encode(texts[i : i + LIST]).ids, batch_tokens)
+    lists = count / (time.perf_counter() - began)
+    singles = []
+    for text in few:
+        began = time.perf_counter()
+        engine.logits(engine.encode([text]).ids)
+        singles.append(1_000 * (time.perf_counter() - began))
+    return {"per_s": round(rate, 1), "lists_per_s": round(lists, 1), "p50_ms": round(statistics.median(singles), 2)}
+
+
+def labels_of(url: str, texts: list[str]) -> list[str]:
+    """The best label of each text, by HTTP."""
+    return [request(url, json.dumps({"inputs": [t]}).encode())[0][0]["label"] for t in texts]
+
+
+def trained(folder: Path) -> str:
+    """The short AG News job, trained and evaluated."""
+    binary = str(Path(sys.executable).with_name("broadsheet"))
+    name = ["--name", "bench", "--storage", str(folder), "--dataset", "ag_news"]
+    for words in ([binary, "train", *name], [binary, "evaluate", str(folder / "bench"), *name[:4]]):
+        subprocess.run(words, check=True)
+    return str(folder / "bench")
+
+
+def main() -> None:
+    """Run the sides in turn and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--checkpoint", help="a run or checkpoint folder of an AG News model")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
+    parser.add_argument("--quick", action="store_true", help="3 s of each load, once")
+    parser.add_argument("--out", type=Path, default=RESULTS / "serve.json")
+    arguments = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("install wrk first, for example with 'apt install wrk'")
+    where = Path(os.environ.get("BROADSHEET_DATA") or sys.exit("set BROADSHEET_DATA to a folder with ag_news"))
+    seconds, repeats = (3.0, 1) if arguments.quick else (arguments.seconds, arguments.repeats)
+    texts = pq.read_table(where / "ag_news" / "test.parquet", columns=["text"])["text"].to_pylist()
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="serve-") as temporary:
+        folder = Path(temporary)
+        found = str(checkpoints.find(arguments.checkpoint or trained(folder / "runs")))
+        script, one, lists = folder / "post.lua", folder / "one.jsonl", folder / "lists.jsonl"
+        script.write_text(SCRIPT)
+        one.write_text("".join(json.dumps({"inputs": t}) + "\n" for t in texts))
+        lists.write_text("".join(json.dumps({"inputs": texts[i : i + LIST]}) + "\n" for i in range(0, 3_200, LIST)))
+        cores = os.cpu_count() or 1
+        config = ServeConfig(cpus_per_replica=cores)
+        engine, record = load(found, config, print)
+        rival = [sys.executable, str(HERE / "rivals.py")]
+        ours = [str(Path(sys.executable).with_name("broadsheet")), "serve", found, "--port", "8127"]
+        ours += ["--set", f"serve.cpus_per_replica={cores}", "--set", "serve.max_replicas=1"]
+        sides = {
+            "pipeline": ([*rival, "pipeline", found, "8125"], "http://127.0.0.1:8125/classify"),
+            "onnx": ([*rival, "onnx", found, "8126"], "http://127.0.0.1:8126/classify"),
+            "ours": (ours, "http://127.0.0.1:8127/v1/classify"),
+        }
+        known = [engine.labels[int(i)] for i in engine.all_logits(engine.encode(texts[:200]).ids, 2048).argmax(1)]
+        for turn in range(repeats):
+            torch.set_num_threads(cores)
+            runs.append({"side": "in process", "turn": turn, **in_process(engine, texts[:1_500], config.batch_tokens)})
+            print(runs[-1], flush=True)
+            for side, (command, url) in sides.items():
+                with Server(command, url, folder / f"{side}.log"):
+                    same = sum(a == b for a, b in zip(known, labels_of(url, texts[:200]), strict=True)) / 200
+                    load_with(url, one, script, CLIENTS, min(3.0, seconds))
+                    run: dict[str, Any] = {"side": side, "turn": turn, "same_labels": same}
+                    run["clients_32"] = load_with(url, one, script, CLIENTS, seconds)
+                    run["client_1"] = load_with(url, one, script, 1, seconds / 2)
+                    run["lists_of_64"] = load_with(url, lists, script, 1, seconds)
+                    runs.append(run)
+                    print(run, flush=True)
+
+    def of(side: str, load_name: str, what: str) -> float:
+        return statistics.median(r[load_name][what] for r in runs if r["side"] == side)
+
+    alone = [r for r in runs if r["side"] == "in process"]
+    per_s = of("ours", "clients_32", "per_s")
+    ratios = {
+        "vs_fastapi_pipeline_32": per_s / of("pipeline", "clients_32", "per_s"),
+        "vs_tuned_rival_32": per_s / of("onnx", "clients_32", "per_s"),
+        "of_in_process_32": per_s / statistics.median(r["per_s"] for r in alone),
+        "p99_32_of_pipeline": of("ours", "clients_32", "p99_ms") / of("pipeline", "clients_32", "p99_ms"),
+        "p99_32_of_tuned_rival": of("ours", "clients_32", "p99_ms") / of("onnx", "clients_32", "p99_ms"),
+        "added_ms_p50_1": of("ours", "client_1", "p50_ms") - statistics.median(r["p50_ms"] for r in alone),
+        "list64_of_in_process": LIST * of("ours", "lists_of_64", "per_s")
+        / statistics.median(r["lists_per_s"] for r in alone),
+        "failed": sum(r[name]["failed"] for r in runs if r["side"] == "ours"
+                      for name in ("clients_32", "client_1", "lists_of_64")),
+    }  # fmt: skip
+    result = {
+        **machine(), "quick": arguments.quick, "load": "wrk, one thread", "engine": engine.runs,
+        "measured": [vars(m) for m in record.measured], "runs": runs,
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
+    }  # fmt: skip
+    write(result, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
