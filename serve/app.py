@@ -18,6 +18,7 @@ from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
 from serve import feedback
 from serve.api import build_api
+from serve.node_metrics import Mirror
 from serve.service import Engine
 
 NAME = "broadsheet"
@@ -41,6 +42,7 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
         self.api = build_api(self.engine, self.config, self.index, self.reference)
+        Mirror(self.api.state.service.metrics.registry).start()
         return self.api
 
     async def check_health(self) -> None:
