@@ -67,6 +67,9 @@ class ServeConfig(Section):
         min_length=1,
         description="Folder or URI for the corrections that /v1/feedback takes, in Parquet; null: none are taken.",
     )
+    drift_window_s: float = Field(
+        3600.0, ge=60, description="How far back drift is measured, in seconds; see /v1/drift."
+    )
     haproxy: bool = Field(True, description="HAProxy in front (13 times the requests per second of Ray's own proxy).")
 
     @model_validator(mode="after")

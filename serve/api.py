@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
-from serve import explain, feedback, metrics, open_inference, playground
+from pipeline.evaluate.reference import Reference
+from serve import drift, explain, feedback, metrics, open_inference, playground
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -33,15 +34,18 @@ from serve.worker import NotReady
 log = logging.getLogger("ray.serve")
 
 
-def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None) -> FastAPI:
+def build_api(
+    engine: Engine, config: ServeConfig, index: Evidence | None = None, reference: Reference | None = None
+) -> FastAPI:
     """The app. Its lifespan starts and stops the model's threads; ``app.state.service`` is the model.
 
     Args:
         engine: the loaded model.
         config: the serve section.
         index: training rows for ``/v1/explain``; None gives no nearest ones.
+        reference: what drift is measured from; None: it is not measured.
     """
-    service = Service(engine, config)
+    service = Service(engine, config, reference)
     max_texts = min(config.max_texts, config.max_queue)  # more than the queue holds could never be let in
 
     @asynccontextmanager
@@ -96,6 +100,7 @@ def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None
     kept = feedback.add_route(app, service, config, max_texts)
     open_inference.add_routes(app, service, config, max_texts, _release())
     metrics.add_route(app, service.metrics)
+    drift.add_route(app, service.drift, engine.version)
     _answer_errors(app, config)
     return app
 

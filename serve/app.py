@@ -13,9 +13,12 @@ from ray.serve.config import AutoscalingConfig
 from pipeline.config import ServeConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.evidence import FILE, Evidence
+from pipeline.evaluate.reference import FILE as REFERENCE
+from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
 from serve import feedback
 from serve.api import build_api
+from serve.node_metrics import Mirror
 from serve.service import Engine
 
 NAME = "broadsheet"
@@ -32,12 +35,14 @@ class Replica:
         # Here as well as in the API's start: a model that cannot run fails the deployment with its reason.
         self.engine.logits(self.engine.encode(["warm-up"]).ids)
         self.index = load_index(checkpoint, self.engine)
+        self.reference = load_reference(checkpoint, self.engine)
         if config.feedback:
             feedback.prepare(config.feedback)
         self.api: FastAPI | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
-        self.api = build_api(self.engine, self.config, self.index)
+        self.api = build_api(self.engine, self.config, self.index, self.reference)
+        Mirror(self.api.state.service.metrics.registry).start()
         return self.api
 
     async def check_health(self) -> None:
@@ -74,6 +79,23 @@ def load_index(checkpoint: str, engine: Engine) -> Evidence | None:
         log.warning("explanations will have no nearest rows: %s is of another model", folder / FILE)
         return None
     return index
+
+
+def load_reference(checkpoint: str, engine: Engine) -> Reference | None:
+    """What drift is measured from; None where the checkpoint has none, or one that does not fit: texts are classified
+    all the same, and the log says why drift is not measured."""
+    folder = Place.of(checkpoint)
+    try:
+        reference = Reference.load(folder)
+    except UserError as e:
+        log.warning("drift will not be measured: %s", e)
+        return None
+    if reference is None:
+        log.info("drift will not be measured: %s has no %s, 'broadsheet evaluate' makes it", folder, REFERENCE)
+    elif list(reference.labels) != list(engine.labels):
+        log.warning("drift will not be measured: %s is of another model", folder / REFERENCE)
+        return None
+    return reference
 
 
 def application(checkpoint: str, config: ServeConfig, resources: dict[str, float] | None = None) -> Application:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from pipeline.config import ServeConfig
+from pipeline.evaluate.reference import Reference
+from serve import drift
 from serve.batcher import DeadlinePassed
 from serve.metrics import Metrics
 from serve.worker import Batcher, ModelFailed, NotReady
@@ -82,11 +84,19 @@ class Result(NamedTuple):
 
 
 class Service:
-    """An engine with its tokenizing thread and its batcher: texts in, probabilities out."""
+    """An engine with its tokenizing thread and its batcher: texts in, probabilities out.
 
-    def __init__(self, engine: Engine, config: ServeConfig) -> None:
+    Args:
+        engine: the loaded model.
+        config: the serve section.
+        reference: what drift is measured from; None: it is not measured.
+    """
+
+    def __init__(self, engine: Engine, config: ServeConfig, reference: Reference | None = None) -> None:
         self.engine = engine
         self.metrics = Metrics(engine.labels, engine.version, lambda: self.batcher.waiting)
+        self.drift = None if reference is None else drift.Drift(reference, config.drift_window_s)
+        drift.register(self.metrics.registry, self.drift, engine.version)
         self.batcher = Batcher(
             engine.logits,
             batch_tokens=config.batch_tokens,
@@ -133,11 +143,13 @@ class Service:
             TooLong: one may not.
             QueueFull, DeadlinePassed, ModelFailed, NotReady: as ``Batcher.submit``.
         """
-        result = await self._classify(texts, cut)
+        result, encoded = await self._classify(texts, cut)
         self.metrics.classified(result.probabilities, result.truncated, result.phases)
+        if self.drift is not None:
+            self.drift.add(result.probabilities, encoded.ids, encoded.truncated)
         return result
 
-    async def _classify(self, texts: Sequence[str], cut: bool) -> Result:
+    async def _classify(self, texts: Sequence[str], cut: bool) -> tuple[Result, Encoded]:
         if not self.ready:
             raise NotReady("the model is not ready")
         start = time.monotonic()
@@ -153,7 +165,8 @@ class Service:
             tokenize_s = time.monotonic() - start
             answer = await self.batcher.submit(encoded.ids, room, deadline)
         probabilities = self.probabilities(answer.rows)
-        return Result(probabilities, sum(encoded.truncated), tokenize_s, answer.queue_s, answer.inference_s)
+        result = Result(probabilities, sum(encoded.truncated), tokenize_s, answer.queue_s, answer.inference_s)
+        return result, encoded
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """As of the engine.

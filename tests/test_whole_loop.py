@@ -21,8 +21,11 @@ from pipeline.evaluate import evaluate as evaluation
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.predictions import Predictions
+from pipeline.evaluate.reference import Reference
+from pipeline.evaluate.stability import psi
 from pipeline.storage import Place
 from pipeline.train import checkpoint
+from serve.drift import Drift
 
 WORDS = {
     "sport": ["match", "goal", "team", "coach", "season", "league", "player", "cup", "score", "win"],
@@ -169,6 +172,11 @@ def test_a_second_evaluation_sees_the_same_logits(
     for at in ("before", "after"):
         assert seen[0][at]["log_loss"] == pytest.approx(seen[1][at]["log_loss"], abs=1e-5)
     assert seen[0]["before"]["log_loss"] != pytest.approx(seen[0]["after"]["log_loss"], abs=1e-3)
+    assert evaluation.evaluate(where, prepared, Place.of(tmp_path / "second")).reused
+    before = (tmp_path / "checkpoint" / "reference.json").read_bytes()
+    (tmp_path / "checkpoint" / "reference.json").unlink()  # as its error says where it is damaged
+    assert not evaluation.evaluate(where, prepared, Place.of(tmp_path / "second")).reused
+    assert (tmp_path / "checkpoint" / "reference.json").read_bytes() == before
 
 
 def test_the_checkpoint_answers_its_golden_rows_as_when_it_was_evaluated(done: stages.Job) -> None:
@@ -181,6 +189,20 @@ def test_the_checkpoint_answers_its_golden_rows_as_when_it_was_evaluated(done: s
     assert rows.failure(lambda texts: classifier.logits(classifier.encode(texts).ids)) is None
 
 
+def test_drift_is_measured_from_the_validation_rows(done: stages.Job, prepared: Prepared) -> None:
+    assert done.checkpoint is not None
+    reference = Reference.load(done.checkpoint)
+    assert reference is not None
+    assert reference.rows == prepared.rows("validation")
+    assert reference.unknown_id is not None
+    classifier = Classifier.load(str(done.checkpoint))
+    encoded = classifier.encode(prepared.table("validation", ["text"])["text"].to_pylist())
+    drift = Drift(reference, 3600)
+    drift.add(classifier.probabilities(classifier.logits(encoded.ids)), encoded.ids, encoded.truncated)
+    for name, counts in drift.window().items():
+        assert psi(reference.features[name].shares, counts / reference.rows) == pytest.approx(0, abs=1e-3)
+
+
 def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Prepared, tmp_path: Path) -> None:
     shutil.copytree(str(done.checkpoint), tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "README.md").unlink()
@@ -190,6 +212,7 @@ def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Pre
     assert evaluated.metrics["calibration"]["how"].startswith("as the checkpoint says")
     assert (where / "broadsheet.json").read_text() == before
     assert not (where / "README.md").exists()
+    assert (where / "reference.json").read_bytes() == (done.checkpoint / "reference.json").read_bytes()
 
 
 def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:

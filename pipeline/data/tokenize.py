@@ -30,6 +30,10 @@ class TextTokenizer:
         folder: a folder with ``tokenizer.json``.
         max_tokens: longest sequence, special tokens included.
 
+    Attributes:
+        max_tokens: as given.
+        unknown_id: what stands for words or characters that the vocabulary does not have; None if it has all.
+
     Raises:
         UserError: the folder holds no fast tokenizer.
     """
@@ -45,14 +49,13 @@ class TextTokenizer:
         self._tokenizer.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
         self._cache = self._word_cache(file)
-        name = getattr(self._tokenizer.model, "unk_token", None)
-        self._unknown = self._tokenizer.token_to_id(name) if name else None
+        self.unknown_id = unknown_id(self._tokenizer)
 
     def unknown(self, ids: pa.ListArray) -> int:
         """How many of the ids stand for words or characters that the vocabulary does not have."""
-        if self._unknown is None or not len(ids):
+        if self.unknown_id is None or not len(ids):
             return 0
-        return int((ids.flatten().to_numpy() == self._unknown).sum())
+        return int((ids.flatten().to_numpy() == self.unknown_id).sum())
 
     def _word_cache(self, file: Path) -> _Framed | None:
         from tokenizers import Tokenizer
@@ -232,6 +235,23 @@ def wordpiece_vocabulary(words: Mapping[str, int], size: int, whole_words: bool 
             break
         entries.setdefault(word)
     return {entry: i for i, entry in enumerate(entries)}
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """The id that a tokenizer (``tokenizers.Tokenizer``) gives to what its vocabulary does not have.
+
+    None for those that know every byte, and so never give it, whether they name one or not.
+    """
+    model = tokenizer.model
+    kind = type(model).__name__
+    if getattr(model, "byte_fallback", False) or (kind != "Unigram" and not getattr(model, "unk_token", None)):
+        return None
+    if kind in ("WordPiece", "WordLevel"):
+        return tokenizer.token_to_id(model.unk_token)
+    spec = json.loads(tokenizer.to_str())
+    if spec["model"].get("byte_fallback") or '"ByteLevel"' in json.dumps(spec.get("pre_tokenizer")):
+        return None
+    return spec["model"]["unk_id"] if kind == "Unigram" else tokenizer.token_to_id(model.unk_token)
 
 
 def special_ids(folder: str | Path) -> list[int]:

@@ -98,6 +98,11 @@ class Classifier:
         ids, truncated = self._tokenizer.encode(cleaned)
         return Encoded(ids, [a or b for a, b in zip(cut, truncated, strict=True)], cleaned)
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The token for what the vocabulary does not have; None if it has all."""
+        return self._tokenizer.unknown_id
+
     def length(self, text: str) -> int:
         """Tokens of a raw text after cleaning, if nothing were cut off; it is truncated above ``max_tokens``."""
         return self._tokenizer.length(clean.clean(text, self._rules))

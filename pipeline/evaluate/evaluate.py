@@ -26,6 +26,7 @@ from pipeline.evaluate import (
     golden,
     intervals,
     metrics,
+    reference,
     report,
     slices,
     suspects,
@@ -36,7 +37,7 @@ from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint, model_card
 
-VERSION = 5  # raise it whenever the same checkpoint and data would give other files
+VERSION = 6  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
@@ -68,7 +69,8 @@ def evaluate(
         where: the checkpoint.
         prepared: the data; its labels must be the checkpoint's.
         out: the folder that gets ``metrics.json``, ``predictions.parquet``, ``report/index.html`` and
-            ``report/suspects.csv``. The checkpoint gets its temperature and its model card, if the data is its own.
+            ``report/suspects.csv``. The checkpoint gets its temperature, its model card, golden rows and what drift is
+            measured from, if the data is its own.
         address: the Ray cluster.
         extra: for the report: ``data_line``, ``stages``; and ``evidence_rows`` of the configuration.
     """
@@ -88,7 +90,10 @@ def evaluate(
         out / "report" / "index.html",
         out / "report" / SUSPECTS,
     )
-    if metrics_file.exists() and report_file.exists():
+    ours = card.get("data_fingerprint") == prepared.fingerprint
+    # What serving reads may have been deleted because it was damaged: then it is made again.
+    beside = [where / name for name in (golden.FILE, reference.FILE)] if ours and prepared.rows("validation") else []
+    if all(file.exists() for file in (metrics_file, report_file, *beside)):
         known = json.loads(metrics_file.read_text())
         if known.get("fingerprints") == mark and known["calibration"]["temperature"] == card["temperature"]:
             return Evaluated(known, metrics_file, report_file, suspects_file, True)
@@ -99,7 +104,6 @@ def evaluate(
             "no test rows: the figures are those of the validation split, which chose the checkpoint",
         )
     began = time.monotonic()
-    ours = card.get("data_fingerprint") == prepared.fingerprint
     seed = int(card["config"]["seed"])
     held_out = _scored(where, card, prepared, split, address)
     validation = held_out if split == "validation" else None
@@ -179,6 +183,7 @@ def evaluate(
             texts = validation.data.table(validation.split, ["text"])["text"].slice(0, golden.ROWS).to_pylist()
             known = validation.logits - validation.logits.max(-1, keepdims=True)
             golden.Golden(texts, validation.labels, known.astype(np.float32)).save(where)
+            _reference(classifier, validation).save(where)
     metrics_file.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
     return Evaluated(figures, metrics_file, report_file, suspects_file, False)
 
@@ -229,6 +234,14 @@ def _suspects(
     of_train, counted["train"] = suspects.of_train(prepared, seed)
     rows += of_train
     return sorted(rows, key=lambda row: row["margin"]), counted
+
+
+def _reference(classifier: Classifier, validation: _Scored) -> reference.Reference:
+    """What drift is measured from: the rows take the way of a request, so that nothing but the texts can differ."""
+    texts = validation.data.table(validation.split, ["text"])["text"].slice(0, reference.ROWS).to_pylist()
+    encoded = classifier.encode(texts)
+    probabilities = calibration.probabilities_of(validation.logits[: len(texts)], classifier.temperature)
+    return reference.make(classifier.labels, probabilities, encoded.ids, encoded.truncated, classifier.unknown_id)
 
 
 def _note(where: Place, card: dict[str, Any], figures: dict[str, Any], prepared: Prepared) -> None:

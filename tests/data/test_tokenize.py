@@ -8,7 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.data.tokenize import SPECIAL, TextTokenizer, pad_id, train_wordpiece, wordpiece_vocabulary
+from pipeline.data.tokenize import (
+    SPECIAL,
+    TextTokenizer,
+    pad_id,
+    train_wordpiece,
+    unknown_id,
+    wordpiece_vocabulary,
+)
 from pipeline.errors import UserError
 
 TEXTS = ["Oil prices rise again", "oil shares fall", "股市 上涨", "股市下跌, oil up", "Prices & shares"] * 2
@@ -78,3 +85,30 @@ def test_pad_id_is_the_tokenizers_own(folder: Path, tmp_path: Path) -> None:
 def test_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         TextTokenizer(tmp_path, 8)
+
+
+def test_the_unknown_token_of_every_kind_of_model(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    bytes_ = {f"<0x{i:02X}>": i + 3 for i in range(256)}
+    vocabulary = {"a": 0, "[UNK]": 1, "b": 2, **bytes_}
+    scored = [(piece, -1.0) for piece in vocabulary]
+
+    def known(model: object, byte_level: bool = False) -> int | None:
+        tokenizer = Tokenizer(model)
+        if byte_level:
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel()])
+        return unknown_id(tokenizer)
+
+    assert known(models.WordLevel(vocabulary, unk_token="[UNK]")) == 1
+    assert known(models.WordPiece(vocabulary, unk_token="[UNK]")) == 1
+    assert known(models.BPE(vocabulary, [], unk_token="[UNK]")) == 1
+    assert known(models.BPE(vocabulary, [])) is None
+    assert known(models.BPE(vocabulary, [], unk_token="[UNK]", byte_fallback=True)) is None
+    assert known(models.BPE(vocabulary, [], unk_token="[UNK]"), byte_level=True) is None
+    assert known(models.Unigram(scored, 1, False)) == 1
+    assert known(models.Unigram(scored, 1, True)) is None
+    assert known(models.Unigram([], None, False)) is None
+    tokenizer = TextTokenizer(folder, 32)
+    assert tokenizer.unknown_id == 1
+    assert [1 in ids for ids in tokenizer.encode(["oil", "ŵ"])[0]] == [False, True]

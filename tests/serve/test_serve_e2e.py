@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from urllib.parse import urlsplit
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed
+from pipeline.evaluate.classifier import Classifier
+from pipeline.evaluate.reference import make
+from pipeline.storage import Place
 from serve import client, deploy, haproxy
 
 LABELS = ["sport", "world", "科技"]
@@ -44,6 +49,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
     save_model(build.initial(config, source, LABELS, size, pad_id(tokenizer)), tokenizer, card, folder)
+    classifier = Classifier.load(str(folder))
+    encoded = classifier.encode(["the team won", "oil prices", "芯片"] * 200)
+    probabilities = classifier.probabilities(classifier.logits(encoded.ids))
+    make(LABELS, probabilities, encoded.ids, encoded.truncated, classifier.unknown_id).save(Place.of(folder))
     return folder
 
 
@@ -93,9 +102,31 @@ def test_explain_feedback_v2_metrics_and_page(url: str, settings: Config) -> Non
     (file,) = Path(str(settings.serve.feedback)).iterdir()
     assert pq.read_table(file)["label"].to_pylist() == ["科技"]
     assert 'broadsheet_requests_total{path="/v1/explain",status="200"}' in httpx.get(f"{url}/metrics").text
+    assert client.request(f"{url}/v1/drift")["reference_rows"] == 600
     page = httpx.get(url, headers={"accept": "text/html"})
     assert page.text.startswith("<!doctype html>")
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_each_replica_is_on_its_nodes_port_of_metrics(url: str) -> None:
+    """Fails loudly where a new Ray no longer exports them, or not under these names."""
+    import ray
+
+    client.classify(url, "Oil prices")
+    (node,) = ray.nodes()
+    port = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    for _ in range(60):
+        families = text_string_to_metric_families(httpx.get(port).text)
+        samples = {s.name: s for f in families for s in f.samples if s.name.startswith("ray_broadsheet_")}
+        if "ray_broadsheet_drift_bin_total" in samples and samples["ray_broadsheet_texts_total"].value:
+            break
+        time.sleep(1)
+    own = {s.name for f in text_string_to_metric_families(httpx.get(f"{url}/metrics").text) for s in f.samples}
+    own = {name for name in own if not name.endswith("_created")}
+    assert {name.removeprefix("ray_") for name in samples} >= own
+    share = samples["ray_broadsheet_drift_reference"].labels
+    assert {"replica", "deployment", "application", "version", "feature", "bin"} <= set(share)
+    assert samples["ray_broadsheet_phase_seconds_bucket"].labels["le"]
 
 
 BAD: list[tuple[bytes, int]] = [
