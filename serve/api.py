@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
-from serve import explain, feedback, metrics, open_inference, playground
+from serve import explain, feedback, metrics, open_inference, playground, security
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -95,6 +95,7 @@ def build_api(engine: Engine, config: ServeConfig, index: Evidence | None = None
     explain.add_route(app, service, config, index)
     kept = feedback.add_route(app, service, config, max_texts)
     open_inference.add_routes(app, service, config, max_texts, _release())
+    security.secure(app, config)
     metrics.add_route(app, service.metrics)
     _answer_errors(app, config)
     return app
