@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -52,13 +52,14 @@ FULL = click.option("--full", is_flag=True, help="All rows and epochs of a named
 ENDPOINT = _options(
     click.option("--host", metavar="ADDRESS", help="Address to listen on. [127.0.0.1]"),
     click.option("--port", type=int, metavar="PORT", help="HTTP port. [8000]"),
+    click.option("--insecure", is_flag=True, default=None, help="Listen beyond loopback without API keys."),
 )
 
 FLAGS = {
     "name": "name", "storage": "storage", "dataset": "data.dataset", "train_files": "data.train",
     "validation_files": "data.validation", "test_files": "data.test", "text": "data.text", "label": "data.label",
     "file_format": "data.format", "model": "model.name", "workers": "train.workers", "host": "serve.host",
-    "port": "serve.port", "trials": "tune.trials", "algorithm": "tune.algorithm",
+    "port": "serve.port", "insecure": "serve.insecure", "trials": "tune.trials", "algorithm": "tune.algorithm",
 }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def run(full: bool, keep_serving: bool, **options: Any) -> None:
     from pipeline import stages
     from serve import stage
 
-    stage.before_connecting(config)
+    stage.before_connecting(config, address)
     done = stages.run(config, full, address)
     stage.answer_and_stop(done, address, keep_serving)
 
@@ -208,6 +209,57 @@ def serve(where: str | None, **options: Any) -> None:
     from serve import stage
 
     stage.serve(config, where, address)
+
+
+@cli.group()
+def keys() -> None:
+    """API keys for the endpoint: who may ask it (serve.keys). A running server follows the file."""
+
+
+KEY_FILE = click.option(
+    "--file", metavar="FILE", default="broadsheet-keys.json", help="A path or URI. [broadsheet-keys.json]"
+)
+
+
+@keys.command("add")
+@click.argument("name")
+@KEY_FILE
+@click.option(
+    "--scope",
+    type=click.Choice(["classify", "admin"]),
+    default="classify",
+    help="admin: feedback and metrics, too. [classify]",
+)
+def keys_add(name: str, file: str, scope: Literal["classify", "admin"]) -> None:
+    """Make a key for NAME and print it, this once; the file keeps only a digest."""
+    from pipeline.storage import Place
+    from serve import keys as store
+
+    click.echo(store.add(Place.of(file), name, scope))
+    click.echo(f"kept in {file}, without the key itself: serve with --set serve.keys={file}", err=True)
+
+
+@keys.command("list")
+@KEY_FILE
+def keys_list(file: str) -> None:
+    """List names, scopes and dates."""
+    from pipeline.storage import Place
+    from serve import keys as store
+
+    for key in store.read(Place.of(file)):
+        click.echo(f"{key.name:<24} {key.scope:<9} {key.created}")
+
+
+@keys.command("revoke")
+@click.argument("name")
+@KEY_FILE
+def keys_revoke(name: str, file: str) -> None:
+    """Take NAME's key away; servers that run know within a second (objects in a store: 10)."""
+    from pipeline.storage import Place
+    from serve import keys as store
+
+    store.revoke(Place.of(file), name)
+    click.echo(f"{name} is revoked", err=True)
 
 
 @cli.command()

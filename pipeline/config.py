@@ -40,7 +40,7 @@ class ServeConfig(Section):
 
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on; anything but loopback must be asked for (flag --host).",
+        description="Address to listen on; anything but loopback needs serve.keys or serve.insecure (flag --host).",
     )
     port: int = Field(8000, ge=1, le=65535, description="HTTP port (flag --port).")
     min_replicas: int = Field(1, ge=1, description="Replicas when idle.")
@@ -71,11 +71,28 @@ class ServeConfig(Section):
         3600.0, ge=60, description="How far back drift is measured, in seconds; see /v1/drift."
     )
     haproxy: bool = Field(True, description="HAProxy in front (13 times the requests per second of Ray's own proxy).")
+    keys: str | None = Field(
+        None,
+        min_length=1,
+        description="File or URI of the API keys ('broadsheet keys add'); null: whoever reaches the port may ask.",
+    )
+    insecure: bool = Field(False, description="Listen beyond loopback without keys (flag --insecure).")
+    rate_limit: float | None = Field(
+        None,
+        gt=0,
+        description="Requests per second that a replica takes of one key, or without keys of one client address.",
+    )
+    tls_cert: str | None = Field(
+        None, min_length=1, description="Certificate in PEM, with its chain, for HTTPS; null: plain HTTP."
+    )
+    tls_key: str | None = Field(None, min_length=1, description="Private key of serve.tls_cert, in PEM.")
 
     @model_validator(mode="after")
     def _replicas(self) -> ServeConfig:
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas is below min_replicas")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: give both, or neither")
         return self
 
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.reference import Reference
-from serve import drift, explain, feedback, metrics, open_inference, playground
+from serve import drift, explain, feedback, metrics, open_inference, playground, security
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -70,10 +70,10 @@ def build_api(
         return {"status": "alive"}
 
     @app.get("/ready", summary="Whether the model is loaded and answers", responses=documented("unavailable"))
-    async def ready() -> dict[str, str]:
+    async def ready() -> dict[str, Any]:
         if not service.ready:
             raise Refused("unavailable", "the model is not ready")
-        return {"status": "ready", "model_version": engine.version}
+        return {"status": "ready", "model_version": engine.version, "engine": engine.runs}
 
     @app.post(
         "/v1/classify",
@@ -99,6 +99,7 @@ def build_api(
     explain.add_route(app, service, config, index)
     kept = feedback.add_route(app, service, config, max_texts)
     open_inference.add_routes(app, service, config, max_texts, _release())
+    security.secure(app, config)
     metrics.add_route(app, service.metrics)
     drift.add_route(app, service.drift, engine.version)
     _answer_errors(app, config)

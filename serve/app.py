@@ -100,8 +100,9 @@ def load_reference(checkpoint: str, engine: Engine) -> Reference | None:
 
 def application(checkpoint: str, config: ServeConfig, resources: dict[str, float] | None = None) -> Application:
     """The Ray Serve application for a checkpoint folder that every node can read."""
-    if config.feedback:  # a relative path means something else on a replica
-        config = config.model_copy(update={"feedback": str(Place.of(config.feedback))})
+    # A relative path means something else on a replica.
+    given = {"feedback": config.feedback, "keys": config.keys}
+    config = config.model_copy(update={key: str(Place.of(where)) for key, where in given.items() if where})
     deployment: Deployment = serve.deployment(**options(config, resources))(serve.ingress()(Replica))
     return deployment.bind(checkpoint, config)
 

@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import socket
+import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,11 +19,20 @@ from ray import serve
 from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
-from serve import client, haproxy
+from serve import client, exposure, haproxy, tls
 from serve.app import NAME, application
 
 READY_TIMEOUT_S = 600.0  # a first start on a kind of machine measures engines
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class HeldByLeftover(UserError):
+    """The port is held by an HAProxy that an earlier run left behind: process ``pid``."""
+
+    def __init__(self, pid: int, port: int) -> None:
+        self.pid, self.port = pid, port
+        super().__init__(
+            f"port {port} is held by an HAProxy (pid {pid}) that an earlier run left behind: end it with 'kill {pid}'"
+        )
 
 
 def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) -> str:
@@ -36,15 +47,17 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
         The base URL, for example ``http://127.0.0.1:8000``.
 
     Raises:
-        UserError: there is no checkpoint, or the port is taken.
+        UserError: there is no checkpoint, the port is taken, or the endpoint would be open without being asked to.
         WorkFailed: the model did not come up; the message carries the replica's reason.
     """
     folder = checkpoint_folder(checkpoint)
+    exposure.check(config.serve, joins=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     started_here = not _joined(config.serve)
     if started_here:
         check_port(config.serve.host, config.serve.port)
-        serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
+        exposure.check_front(config.serve)
+        serve.start(http_options=_listening(config.serve))
     url = base_url(config.serve)
     try:
         app = application(folder, config.serve, resources=_pinned(config.serve))
@@ -53,7 +66,7 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
-        _wait(url, timeout_s)
+        _wait(url, timeout_s, tls.trusting(config.serve.tls_cert) if config.serve.tls_cert else None)
     except BaseException:  # Ctrl-C too: an HAProxy would outlive this process and hold the port
         if started_here:
             shutdown()
@@ -69,6 +82,7 @@ def shutdown(timeout_s: float = 10.0) -> None:
     until = time.monotonic() + timeout_s
     while haproxy.running(config_file) and time.monotonic() < until:
         time.sleep(0.1)
+    Path(config_file).with_name(haproxy.PEM).unlink(missing_ok=True)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid, _ in haproxy.running(config_file):
             with contextlib.suppress(ProcessLookupError):
@@ -94,7 +108,8 @@ def _stop_controller(timeout_s: float) -> None:
 def base_url(config: ServeConfig) -> str:
     """The URL under which this machine reaches the endpoint."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
-    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{config.port}" if ":" in host else f"{scheme}://{host}:{config.port}"
 
 
 def checkpoint_folder(checkpoint: str) -> str:
@@ -128,11 +143,20 @@ def check_port(host: str, port: int) -> None:
             reason = e.strerror or str(e)
     for pid, _ in haproxy.leftover():
         if haproxy.holds(pid, port):
-            raise UserError(
-                f"port {port} is held by an HAProxy (pid {pid}) that an earlier run left behind: "
-                f"end it with 'kill {pid}'"
-            )
+            raise HeldByLeftover(pid, port)
     raise UserError(f"cannot listen on {host}:{port} ({reason.lower()}): choose another port with --port")
+
+
+def _listening(config: ServeConfig) -> dict[str, Any]:
+    """Ray's HTTP options.
+
+    Behind our HAProxy Ray itself stays on loopback: its replicas speak plain HTTP on the address it is given.
+    """
+    if haproxy.active() and haproxy.front() is not None:
+        return {"host": config.host if exposure.is_loopback(config.host) else "127.0.0.1", "port": config.port}
+    options: dict[str, Any] = {"host": config.host, "port": config.port}
+    front = haproxy.wanted(config)
+    return options | ({"ssl_certfile": front.cert, "ssl_keyfile": front.key} if front.cert else {})
 
 
 def _joined(config: ServeConfig) -> bool:
@@ -146,8 +170,8 @@ def _joined(config: ServeConfig) -> bool:
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is None:
         return False
-    there = running.http_config
-    if (there.host, there.port) != (config.host, config.port):
+    there, wanted = running.http_config, _listening(config)
+    if (there.host, there.port) != (wanted["host"], wanted["port"]):
         raise UserError(
             f"Ray Serve already runs on this cluster, on {there.host}:{there.port}: use --host {there.host} "
             f"--port {there.port}, or stop it first with 'serve shutdown'"
@@ -162,7 +186,7 @@ def _pinned(config: ServeConfig) -> dict[str, float]:
         UserError: this node has too few CPUs for a replica.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if config.host not in LOOPBACK or len(nodes) == 1:
+    if not exposure.is_loopback(config.host) or len(nodes) == 1:
         return {}
     here = ray.util.get_node_ip_address()
     most = max((n["Resources"].get("CPU", 0.0) for n in nodes if n["NodeManagerAddress"] == here), default=0.0)
@@ -174,7 +198,7 @@ def _pinned(config: ServeConfig) -> dict[str, float]:
     return {f"node:{here}": 0.001}
 
 
-def _wait(url: str, timeout_s: float) -> None:
+def _wait(url: str, timeout_s: float, context: ssl.SSLContext | None) -> None:
     until = time.monotonic() + timeout_s
     last = "it did not start"
     while time.monotonic() < until:
@@ -186,7 +210,7 @@ def _wait(url: str, timeout_s: float) -> None:
                 raise WorkFailed(f"the model server did not start: {last}")
             if status.status == "RUNNING":
                 try:
-                    client.request(f"{url}/ready", timeout=5)
+                    client.request(f"{url}/ready", timeout=5, context=context)
                     return
                 except WorkFailed as e:
                     last = str(e)

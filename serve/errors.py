@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 ErrorType = Literal[
     "bad_request",
+    "unauthorized",
+    "forbidden",
     "not_found",
     "method_not_allowed",
     "timeout",
@@ -20,6 +22,8 @@ ErrorType = Literal[
 
 STATUS: dict[ErrorType, int] = {
     "bad_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "timeout": 408,
@@ -32,12 +36,14 @@ STATUS: dict[ErrorType, int] = {
 
 MEANING: dict[ErrorType, str] = {
     "bad_request": "The body is not a JSON object in UTF-8.",
+    "unauthorized": "The server asks for an API key, and there was none, or none that it knows.",
+    "forbidden": "The API key may not do this.",
     "not_found": "There is nothing at this path.",
     "method_not_allowed": "The path exists, but not for this method.",
     "timeout": "The body did not arrive in time.",
     "too_large": "The body, the number of texts or a text is over the limit.",
     "invalid": "A field is missing, unknown, of the wrong type or out of range.",
-    "overloaded": "The queue is full; come back after the seconds in Retry-After.",
+    "overloaded": "The queue is full, or the client asks too often; come back after the seconds in Retry-After.",
     "internal": "Something failed on the server; its log says what.",
     "unavailable": "The model is not ready, or the text waited longer than the time limit.",
 }

@@ -19,6 +19,7 @@ from pipeline.config import ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
 from serve.errors import Refused
+from serve.keys import need_admin
 from serve.requests import A_TEXT, Text, kind, read_object, receive, validated
 from serve.responses import documented, documented_body, json_response
 from serve.schema import check_count, check_lengths
@@ -208,7 +209,8 @@ def add_route(app: FastAPI, service: Service, config: ServeConfig, max_texts: in
         "/v1/feedback",
         summary="Say what a text really is",
         response_model=Kept,
-        responses=documented(
+        responses=documented("forbidden")
+        | documented(
             "bad_request", "not_found", "timeout", "too_large", "invalid", "overloaded", "internal", "unavailable"
         ),
         openapi_extra=documented_body(
@@ -219,6 +221,7 @@ def add_route(app: FastAPI, service: Service, config: ServeConfig, max_texts: in
     async def feedback(request: Request) -> Response:
         if kept is None:
             raise Refused("not_found", "no feedback is kept here: start the server with --set serve.feedback=FOLDER")
+        need_admin(request)
         # A page of another site can make a browser post a form or plain text here, but not JSON.
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             raise Refused("bad_request", "send the header 'content-type: application/json'")

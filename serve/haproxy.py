@@ -3,25 +3,34 @@
 Ray writes a configuration and starts the binary that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names. It binds the
 front end to the host asked for, but the statistics page and the metrics port on every interface, and opens
 the admin socket to every local user. ``broadsheet-haproxy`` (``main`` below) stands in for the binary: it
-rewrites those lines and then becomes HAProxy, under the same process id. Standard library only at module
-level: it runs on every reload.
+rewrites those lines and then becomes HAProxy, under the same process id. Where this command started Ray itself,
+``FRONT`` in the environment says more: the address that the front end listens on (replicas stay on loopback), the
+certificate, and the token by which replicas know the client's address from our HAProxy. Standard library only at
+module level: it runs on every reload.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import secrets
+import select
+import signal
 import socket
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pipeline.config import ServeConfig
 
 BINARY_PATH = "RAY_SERVE_HAPROXY_BINARY_PATH"
 SCRIPT = "broadsheet-haproxy"
+FRONT = "BROADSHEET_FRONT"
+PEM = "front.pem"  # in the folder of the configuration, which is private
+CLIENT_HEADER = b"x-broadsheet-client"
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -30,11 +39,49 @@ _PORTS = {
 }
 
 
+class Front(NamedTuple):
+    """What ``broadsheet-haproxy`` makes of the front end.
+
+    Attributes:
+        host: it listens there.
+        cert, key: PEM files for HTTPS; None is plain HTTP.
+        token: goes to replicas with the client's address.
+    """
+
+    host: str
+    cert: str | None
+    key: str | None
+    token: str
+
+    def serves(self, config: ServeConfig) -> bool:
+        """Whether this is the front end of the serve section."""
+        return self == wanted(config)._replace(token=self.token)
+
+
+def wanted(config: ServeConfig) -> Front:
+    """The front end of the serve section, with a token of its own."""
+    cert, key = (file and os.path.abspath(os.path.expanduser(file)) for file in (config.tls_cert, config.tls_key))
+    return Front(config.host, cert, key, secrets.token_urlsafe(16))
+
+
+def front() -> Front | None:
+    """The front end that the environment describes; None where Ray was not started for it, or has no HAProxy."""
+    try:
+        return Front(**json.loads(os.environ[FRONT]))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def active() -> bool:
+    """Whether a Ray that this process starts will put HAProxy in front."""
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1"
+
+
 def environment(config: ServeConfig, script: Path | None = None) -> dict[str, str]:
     """What must be in the environment before ``ray.init`` or ``ray start`` on every node.
 
-    Values that the environment already has win. Empty where HAProxy is not wanted or not there (it comes with
-    ``ray[serve]`` on Linux): Ray's own proxy serves then.
+    Values that the environment already has win, except for the front end. Empty where HAProxy is not wanted or not
+    there (it comes with ``ray[serve]`` on Linux): Ray's own proxy serves then.
 
     Args:
         config: the serve section.
@@ -43,7 +90,7 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
     if not config.haproxy or not _real_binary():
         return {}
     script = script or Path(sys.executable).with_name(SCRIPT)
-    wanted = {
+    variables = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # Log to Serve's files only, and not line by line.
         "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -55,10 +102,13 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     }
     # A second cluster on the same machine must not fail on the first one's ports.
-    wanted |= {name: str(_free_port(port)) for name, port in _PORTS.items()}
+    variables |= {name: str(_free_port(port)) for name, port in _PORTS.items()}
     if script.is_file() and os.access(script, os.X_OK):
-        wanted[BINARY_PATH] = str(script)
-    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+        variables[BINARY_PATH] = str(script)
+    variables = {name: os.environ.get(name, value) for name, value in variables.items()}
+    if os.path.basename(variables.get(BINARY_PATH, "")) == SCRIPT:
+        variables[FRONT] = json.dumps(wanted(config)._asdict())
+    return variables
 
 
 def loopback_admin(config_text: str) -> str:
@@ -87,6 +137,30 @@ def loopback_admin(config_text: str) -> str:
     return "\n".join(lines)
 
 
+def own_front(config_text: str, front: Front, pem: Path | None) -> str:
+    """The configuration with the front end on ``front.host``, and with the client's address for the replicas.
+
+    Args:
+        config_text: Ray's.
+        front: what is wanted.
+        pem: certificate and key in one file, for HTTPS.
+
+    Raises:
+        ValueError: the line of the front end is not there; Ray's template has changed.
+    """
+    host = {"0.0.0.0": "*"}.get(front.host, front.host)
+    host = f"[{host}]" if ":" in host else host
+    tls = f" ssl crt {pem} alpn h2,http/1.1" if pem else ""
+    told = f'http-request set-header {CLIENT_HEADER.decode()} "{front.token} %[src]"'
+    lines = rf"\1bind {host}:\2{tls}\n\1{told}"
+    text, count = re.subn(
+        r"(?<=^frontend http_frontend\n)(\s+)bind \S+:(\d+)$", lines, config_text, count=1, flags=re.MULTILINE
+    )
+    if not count:
+        raise ValueError("Ray's HAProxy configuration has changed: no 'bind' at the head of its front end")
+    return text
+
+
 def unavailable() -> bytes:
     """The whole HTTP response while no replica can be reached."""
     body = b'{"error":"no replica can be reached; try again","error_type":"unavailable"}'
@@ -99,11 +173,13 @@ def main() -> None:
     args = sys.argv[1:]
     if "-f" in args[:-1]:
         path = Path(args[args.index("-f") + 1])
+        os.chmod(path.parent, stat.S_IRWXU)
         try:
             text = loopback_admin(path.read_text())
+            if (ours := front()) is not None:
+                text = own_front(text, ours, _certificate(ours, path.with_name(PEM)))
         except (OSError, ValueError) as e:
             raise SystemExit(f"{SCRIPT}: {path}: {e}") from None
-        os.chmod(path.parent, stat.S_IRWXU)
         fresh = path.with_name(path.name + ".private")
         fresh.write_text(text)
         os.replace(fresh, path)
@@ -113,6 +189,27 @@ def main() -> None:
     if binary is None:
         raise SystemExit(f"{SCRIPT}: no HAProxy binary; it comes with 'ray[serve]' on Linux")
     os.execv(binary, [binary, *args])
+
+
+def _certificate(front: Front, pem: Path) -> Path | None:
+    """Certificate and key in one file, as HAProxy wants them. A renewal that is half done leaves the pair in use."""
+    if front.cert is None or front.key is None:
+        return None
+    import ssl
+
+    fresh = pem.with_name(pem.name + ".new")
+    fresh.unlink(missing_ok=True)
+    try:
+        both = "\n".join(Path(file).read_text() for file in (front.cert, front.key))
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+            f.write(both)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(fresh, password="")
+        os.replace(fresh, pem)
+    except (OSError, ValueError) as e:  # SSLError is an OSError
+        if not pem.exists():
+            raise
+        print(f"{SCRIPT}: {front.cert}, {front.key}: {e}; the pair before it stays", file=sys.stderr)
+    return pem
 
 
 def running(config_file: str | None = None) -> list[tuple[int, str]]:
@@ -145,6 +242,35 @@ def holds(pid: int, port: int) -> bool:
     except (OSError, ValueError, IndexError):
         return False
     return re.search(rf"^\s*bind \S*:{port}\b", text, re.MULTILINE) is not None
+
+
+def end(pid: int, port: int, patience_s: float = 5.0) -> bool:
+    """End a leftover, if it is beyond doubt one: HAProxy's own binary, of this user, with Ray's file name and this
+    port in its configuration, and no Ray above it.
+
+    Returns:
+        Whether it has ended. False as well where something is in doubt: then nothing was done to it.
+    """
+    binary = _real_binary()
+    if binary is None or not hasattr(os, "pidfd_open"):
+        return False
+    try:
+        handle = os.pidfd_open(pid)  # from here on it cannot be mistaken for a later process of the same number
+    except OSError:
+        return True
+    try:
+        ours = os.stat(f"/proc/{pid}").st_uid == os.getuid() and os.path.samefile(f"/proc/{pid}/exe", binary)
+        if not ours or pid not in dict(leftover()) or not holds(pid, port):
+            return False
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(handle, number)
+            if select.select([handle], [], [], patience_s)[0]:
+                return True
+        return False
+    except OSError:  # it ended meanwhile, or is not ours to look at
+        return not os.path.exists(f"/proc/{pid}")
+    finally:
+        os.close(handle)
 
 
 def _shifted(replacement: str) -> str:

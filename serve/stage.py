@@ -5,46 +5,82 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
+import click
+
 from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.storage import Place
-from serve import client, haproxy
+from serve import client, exposure, haproxy, tls
 
 if TYPE_CHECKING:
     from pipeline.stages import Job
 
 
-def before_connecting(config: Config) -> None:
-    """Set what Ray must find in the environment when it starts, and refuse a port that is taken."""
+def before_connecting(config: Config, address: str | None, asks: bool = True) -> None:
+    """Set what Ray must find in the environment when it starts; refuse a port that is taken, and what would be open
+    without having been asked for.
+
+    Args:
+        config: the whole configuration.
+        address: of the cluster; None for a Ray of our own.
+        asks: whether this command will ask the endpoint itself, and needs a key for that.
+
+    Raises:
+        UserError: with the way out.
+    """
     from serve import deploy
 
-    os.environ.update(haproxy.environment(config.serve))
-    deploy.check_port(config.serve.host, config.serve.port)
+    joins = cluster.is_named(address)
+    exposure.check(config.serve, joins)
+    if asks:
+        exposure.own_key(config.serve)
+    if not joins:
+        os.environ.update(haproxy.environment(config.serve))
+        exposure.check_front(config.serve)
+    elif not asks:  # Serve may run there already, on this very port
+        return
+    try:
+        deploy.check_port(config.serve.host, config.serve.port)
+    except deploy.HeldByLeftover as e:
+        if not _ended(e.pid, e.port):
+            raise
+        deploy.check_port(config.serve.host, config.serve.port)
+
+
+def _ended(pid: int, port: int) -> bool:
+    """Offer to end an HAProxy that an earlier run left behind, if there is somebody to ask."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    if not click.confirm(f"port {port} is held by an HAProxy (pid {pid}) that an earlier run left behind. End it?"):
+        return False
+    return haproxy.end(pid, port)
 
 
 def serve(config: Config, where: str | None, address: str | None) -> None:
     """Serve a checkpoint until Ctrl-C (or SIGTERM).
 
     Raises:
-        UserError: there is no checkpoint, or the port is taken.
+        UserError: there is no checkpoint, the port is taken, or the endpoint would be open without being asked to.
         WorkFailed: the endpoint did not come up.
     """
     from pipeline.train import checkpoint
 
     found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
-    if not (address or os.environ.get("RAY_ADDRESS")):
-        before_connecting(config)
+    before_connecting(config, address, asks=False)
     cluster.connect(address)
     console.say("serve", f"loading {found}")
     if config.serve.engine == "auto":
         console.say("serve", "a first start on a kind of machine measures engines: about a minute more")
     url = _deploy(found, config)
     body = '{"inputs": "Oil prices climb as exporters agree to cut output", "top_k": 1}'
-    ask = f"curl -s {url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}"
+    trust = f"--cacert {shlex.quote(config.serve.tls_cert)} " if config.serve.tls_cert else ""
+    key = f'-H "authorization: Bearer ${exposure.KEY_VARIABLE}" ' if config.serve.keys else ""
+    ask = f"curl -s {trust}{key}{url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}"
     console.say("next", f"open {url} in a browser, or: {ask}")
     _wait_and_stop()
 
@@ -81,7 +117,10 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     url = _deploy(job.checkpoint, config)
     try:
         texts = stages.two_texts(job)
-        for text, answer in zip(texts, client.classify(url, texts, top_k=2), strict=True):
+        section = job.config.serve
+        context = tls.trusting(section.tls_cert) if section.tls_cert else None
+        answers = client.classify(url, texts, top_k=2, key=exposure.own_key(section), context=context)
+        for text, answer in zip(texts, answers, strict=True):
             words = ", ".join(f"{a['label']} {a['score']:.3f}" for a in answer)
             console.say("serve", f"“{text[:80]}{'…' if len(text) > 80 else ''}” -> {words}")
         job.seconds["serve"] = time.monotonic() - began
@@ -102,8 +141,11 @@ def _deploy(checkpoint: Place, config: Config) -> str:
     s = config.serve
     console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
                 f"{s.cpus_per_replica:g} CPU{'' if not s.haproxy else ', HAProxy in front'}), {url}/docs")  # fmt: skip
-    runs = client.request(f"{url}/")["engine"]
+    context = tls.trusting(s.tls_cert) if s.tls_cert else None
+    runs = client.request(f"{url}/ready", context=context)["engine"]
     console.say("serve", f"engine: {runs['single']} for single texts, {runs['batch']} for batches")
+    if s.keys is None and not exposure.is_loopback(s.host):
+        console.warn("serve", f"whoever reaches {s.host}:{s.port} may ask: there are no keys (--insecure)")
     return url
 
 

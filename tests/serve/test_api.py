@@ -180,7 +180,8 @@ def test_scores_that_are_not_numbers_are_a_500(http: TestClient, monkeypatch: py
 
 def test_health_ready_and_front_page(http: TestClient) -> None:
     assert http.get("/health").json() == {"status": "alive"}
-    assert http.get("/ready").json() == {"status": "ready", "model_version": "fake-1"}
+    engine = {"single": "fake", "batch": "fake"}
+    assert http.get("/ready").json() == {"status": "ready", "model_version": "fake-1", "engine": engine}
     front = http.get("/").json()
     assert front["classify"]["path"] == "/v1/classify"
     assert front["labels"] == FakeEngine.labels
@@ -217,7 +218,7 @@ def test_the_openapi_document_tells_the_truth(http: TestClient) -> None:
     document = http.get("/openapi.json").json()
     operation = document["paths"]["/v1/classify"]["post"]
     documented = {int(status) for status in operation["responses"]}
-    assert documented == {200} | (set(STATUS.values()) - {404, 405})
+    assert documented == {200} | (set(STATUS.values()) - {401, 403, 404, 405})
     assert set(MEANING) == set(STATUS)
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     for body, status, _ in REFUSED:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from certificates import self_signed
 
 from pipeline.config import ServeConfig
 from serve import haproxy
@@ -64,6 +70,25 @@ def test_admin_ports_move_to_loopback_and_the_front_stays(tmp_path: Path, host: 
     assert len(changed) == 3
 
 
+FRONT = {"cert": None, "key": None, "token": "t0-ken_"}
+
+
+@pytest.mark.parametrize(
+    ("host", "bind"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*"), ("10.0.0.7", "10.0.0.7"), ("::", "[::]")]
+)
+def test_the_front_end_listens_where_it_should_and_names_the_client(tmp_path: Path, host: str, bind: str) -> None:
+    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
+    after = haproxy.own_front(before, haproxy.Front(host, **FRONT), None)
+    section = after[after.index("frontend http_frontend") :].splitlines()
+    assert section[1] == f"    bind {bind}:8123"
+    assert section[2] == '    http-request set-header x-broadsheet-client "t0-ken_ %[src]"'
+    assert len(after.splitlines()) == len(before.splitlines()) + 1
+    pem = tmp_path / "front.pem"
+    assert f"    bind {bind}:8123 ssl crt {pem} alpn" in haproxy.own_front(before, haproxy.Front(host, **FRONT), pem)
+    with pytest.raises(ValueError, match="no 'bind' at the head of its front end"):
+        haproxy.own_front(before.replace("bind 127.0.0.1:8123", "mode http"), haproxy.Front(host, **FRONT), None)
+
+
 def test_a_template_that_changed_is_refused(tmp_path: Path) -> None:
     before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
     for line in ("  bind *:8404", "    bind :9101", "mode 666"):
@@ -94,6 +119,42 @@ def test_the_stand_in_becomes_haproxy(tmp_path: Path, haproxy_script: Path) -> N
     assert "has changed" in done.stderr
 
 
+def test_the_stand_in_takes_certificates(tmp_path: Path, haproxy_script: Path) -> None:
+    """A renewal that is half done leaves the pair in use; one that is done replaces it; the key is nobody else's."""
+    cert, key = self_signed(tmp_path)
+    folder = tmp_path / "private"
+    folder.mkdir()
+    front = haproxy.Front("0.0.0.0", cert, key, "token")
+    env = os.environ | {haproxy.FRONT: json.dumps(front._asdict())}
+
+    def start() -> subprocess.CompletedProcess[str]:
+        file = rendered(folder, "127.0.0.1", 8123)
+        command = [str(haproxy_script), "-db", "-f", str(file), "-dR", "-c"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    done = start()
+    assert done.returncode == 0, done.stderr
+    assert "bind *:8123 ssl crt" in (folder / "haproxy.cfg").read_text()
+    pem = folder / haproxy.PEM
+    assert pem.read_text() == f"{Path(cert).read_text()}\n{Path(key).read_text()}"
+    assert stat.S_IMODE(pem.stat().st_mode) == 0o600
+    first = pem.read_text()
+    other_cert, other_key = self_signed(tmp_path, "other")
+    shutil.copy(other_cert, cert)
+    done = start()
+    assert done.returncode == 0, done.stderr
+    assert "the pair before it stays" in done.stderr
+    assert pem.read_text() == first
+    shutil.copy(other_key, key)
+    assert start().returncode == 0
+    assert pem.read_text() != first
+    pem.unlink()
+    Path(key).unlink()
+    done = start()
+    assert done.returncode == 1
+    assert "No such file" in done.stderr
+
+
 def test_the_environment_names_only_variables_that_ray_reads(
     haproxy_script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +167,8 @@ def test_the_environment_names_only_variables_that_ray_reads(
     env = haproxy.environment(ServeConfig(), script=haproxy_script)
     assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert env[haproxy.BINARY_PATH] == str(haproxy_script)
-    for name in env:
+    assert haproxy.FRONT in env
+    for name in env.keys() - {haproxy.FRONT}:
         assert f'"{name}"' in source
     monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", "7")
     assert haproxy.environment(ServeConfig())["RAY_SERVE_HAPROXY_STATS_PORT"] == "7"
@@ -126,28 +188,102 @@ def test_a_taken_admin_port_is_avoided(haproxy_script: Path, monkeypatch: pytest
         assert env["RAY_SERVE_HAPROXY_STATS_PORT"] != str(taken)
 
 
-def test_a_leftover_is_found_and_named(tmp_path: Path, free_port: int) -> None:
+@contextmanager
+def left_over(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A real HAProxy whose parent is this test, not Ray, holds the port."""
+    file = folder / "haproxy.cfg"
+    file.write_text(f"defaults\n  timeout client 1s\nfrontend f\n  mode http\n  bind 127.0.0.1:{port}\n")
+    command = [haproxy._real_binary() or "", "-db", "-f", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_leftover_is_found_and_named(tmp_path: Path, free_port: int) -> None:
     from pipeline.errors import UserError
     from serve.deploy import check_port
 
     file = tmp_path / "haproxy.cfg"
-    file.write_text(f"defaults\n  timeout client 1s\nfrontend f\n  mode http\n  bind 127.0.0.1:{free_port}\n")
-    process = subprocess.Popen([haproxy._real_binary() or "", "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", free_port)) == 0:
-                    break
-            time.sleep(0.05)
+    with left_over(tmp_path, free_port) as process:
         assert process.pid in [pid for pid, _ in haproxy.leftover()]
         assert [pid for pid, _ in haproxy.running(str(file))] == [process.pid]
         with pytest.raises(UserError, match=rf"port {free_port} is held by .*'kill {process.pid}'"):
             check_port("127.0.0.1", free_port)
-    finally:
-        process.terminate()
-        process.wait(20)
     check_port("127.0.0.1", free_port)
+
+
+def test_only_a_leftover_beyond_doubt_is_ended(tmp_path: Path, free_port: int) -> None:
+    with left_over(tmp_path, free_port) as process:
+        assert not haproxy.end(process.pid, free_port + 1)  # not its port
+        assert not haproxy.end(os.getpid(), free_port)  # no HAProxy
+        assert process.poll() is None
+        assert haproxy.end(process.pid, free_port)
+        assert process.wait(20) is not None
+        assert haproxy.end(process.pid, free_port)  # gone already
+
+
+def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path, free_port: int) -> None:
+    """A process that calls itself haproxy, with the arguments and the file of one, but of another binary."""
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(f"frontend f\n  bind 127.0.0.1:{free_port}\n")
+    disguised = ["haproxy", "-c", "import time; time.sleep(60)", "-f", str(file)]
+    process = subprocess.Popen(disguised, executable=sys.executable)
+    try:
+        until = time.monotonic() + 20
+        while process.pid not in dict(haproxy.leftover()) and time.monotonic() < until:  # not yet this program
+            time.sleep(0.05)
+        assert process.pid in dict(haproxy.leftover())
+        assert haproxy.holds(process.pid, free_port)
+        assert not haproxy.end(process.pid, free_port)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "answer", "ends"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_the_user_is_asked_where_there_is_one(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, terminal: bool, answer: bool, ends: bool
+) -> None:
+    from pipeline.config import Config
+    from pipeline.errors import UserError
+    from serve import stage
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("sys.stdin", Terminal(terminal))
+    monkeypatch.setattr("sys.stdout", Terminal(terminal))
+    asked = []
+    monkeypatch.setattr(stage.click, "confirm", lambda text: asked.append(text) or answer)
+    config = Config().updated({"serve.port": free_port})
+    with left_over(tmp_path, free_port) as process:
+        if ends:
+            stage.before_connecting(config, None)
+            assert process.wait(20) is not None
+        else:
+            with pytest.raises(UserError, match=rf"end it with 'kill {process.pid}'"):
+                stage.before_connecting(config, None)
+            assert process.poll() is None
+        assert [f"(pid {process.pid})" in text for text in asked] == [True] * terminal
+
+
+class Terminal(io.StringIO):
+    def __init__(self, yes: bool) -> None:
+        super().__init__()
+        self.yes = yes
+
+    def isatty(self) -> bool:
+        return self.yes
 
 
 def test_a_port_held_by_something_else(free_port: int) -> None:

@@ -23,7 +23,8 @@ from serve_fakes import FakeEngine
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
-from serve import playground
+from pipeline.storage import Place
+from serve import keys, playground
 from serve.api import build_api
 
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -184,6 +185,42 @@ def test_errors_of_the_api_in_words(page: Page, url: str, engine: Tricky) -> Non
     page.click("#classify")
     explained(page)
     assert page.value("document.getElementById('problem').hidden") is True
+
+
+def test_a_server_with_keys_asks_for_one(page: Page, tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "keys.json")
+    secret = keys.add(place, "ana")
+    with listening(build_api(FakeEngine(), ServeConfig(keys=str(place), feedback=str(tmp_path / "kept")))) as url:
+        page.complaints.clear()
+        page.open(url, 390)
+        assert page.value("document.activeElement.id") == "secret"
+        assert page.value("document.getElementById('form').hidden") is True
+        assert "sport" not in page.value("document.documentElement.outerHTML")
+        page.type("bs_wrong ключ")
+        page.press("Enter", 13)
+        page.until("document.getElementById('problem').textContent.includes('401: the server does not know this API')")
+        assert page.value("document.getElementById('secret').value") == ""
+        page.type(f" {secret}\t")
+        page.press("Enter", 13)
+        page.until("document.getElementById('unlock').hidden && document.activeElement.id === 'text'")
+        assert page.value("document.getElementById('problem').hidden") is True
+        page.type("a sport")
+        page.click("#classify")
+        explained(page)
+        assert shown(page, "#winner") == ["sport"]
+        assert page.value("document.documentElement.scrollWidth") <= 390
+        kept = "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href, history.state])"
+        assert secret not in page.value(kept) + page.value("document.documentElement.outerHTML")
+        page.value("document.getElementById('truth').value = 'world'")
+        page.click("#send")
+        page.until("document.getElementById('problem').textContent.includes('403')")
+        keys.revoke(place, "ana")
+        page.until("document.getElementById('classify').click() || document.getElementById('form').hidden")
+        page.until("document.getElementById('problem').textContent.includes('401')")
+        page.open(url, 390)
+        assert page.value("document.activeElement.id") == "secret"
+    assert all("Failed to load resource" in complaint for complaint in page.complaints), page.complaints
+    page.complaints.clear()
 
 
 def test_the_control_is_hidden_where_no_feedback_is_kept(page: Page) -> None:
