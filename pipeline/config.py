@@ -63,6 +63,9 @@ class ServeConfig(Section):
         min_length=1,
         description="Folder or URI for the corrections that /v1/feedback takes, in Parquet; null: none are taken.",
     )
+    keep_previous: bool = Field(
+        True, description="Keep the model that was replaced in memory: a rollback is immediate, and costs its memory."
+    )
     haproxy: bool = Field(True, description="HAProxy in front (13 times the requests per second of Ray's own proxy).")
 
     @model_validator(mode="after")

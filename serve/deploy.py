@@ -17,8 +17,9 @@ from ray import serve
 from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
-from serve import client, haproxy
+from serve import client, desk, endpoints, haproxy
 from serve.app import NAME, application
+from serve.releases import Release, version_of
 
 READY_TIMEOUT_S = 300.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,12 +43,16 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     folder = checkpoint_folder(checkpoint)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     started_here = not _joined(config.serve)
+    before = desk.names()
     if started_here:
         check_port(config.serve.host, config.serve.port)
         serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
     url = base_url(config.serve)
+    own = ""
     try:
-        app = application(folder, config.serve, resources=_pinned(config.serve))
+        resources = _pinned(config.serve)
+        own = desk.start(Release(folder, version_of(Place.of(folder))), config.serve, resources)
+        app = application(folder, config.serve, own, resources)
         serve.run_many(
             [serve.RunTarget(app, name=NAME, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
@@ -57,7 +62,11 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     except BaseException:  # Ctrl-C too: an HAProxy would outlive this process and hold the port
         if started_here:
             shutdown()
+        elif own:  # what served before goes on, with its own desk
+            desk.stop(own)
         raise
+    desk.stop(*before)
+    endpoints.remember(config.serve.port, ray.get_runtime_context().gcs_address)
     return url
 
 
@@ -66,6 +75,8 @@ def shutdown(timeout_s: float = 10.0) -> None:
     config_file = _haproxy_config()
     _stop_controller(timeout_s)
     serve.shutdown()
+    desk.stop(*desk.names())
+    endpoints.forget(ray.get_runtime_context().gcs_address)
     until = time.monotonic() + timeout_s
     while haproxy.running(config_file) and time.monotonic() < until:
         time.sleep(0.1)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from pipeline.config import ServeConfig
-from serve.batcher import DeadlinePassed
-from serve.metrics import Metrics
+from serve.batcher import DeadlinePassed, QueueFull
+from serve.metrics import Metrics, ModelMetrics
 from serve.worker import Batcher, ModelFailed, NotReady
 
 INLINE_CHARS = 2_000  # up to this many characters are tokenized on the spot: a thread costs more than it saves
@@ -81,11 +81,17 @@ class Result(NamedTuple):
 
 
 class Service:
-    """An engine with its tokenizing thread and its batcher: texts in, probabilities out."""
+    """An engine with its tokenizing thread and its batcher: texts in, probabilities out.
 
-    def __init__(self, engine: Engine, config: ServeConfig) -> None:
+    Args:
+        engine: the loaded model.
+        config: the serve section.
+        metrics: of the replica; None: its own.
+    """
+
+    def __init__(self, engine: Engine, config: ServeConfig, metrics: Metrics | None = None) -> None:
         self.engine = engine
-        self.metrics = Metrics(engine.labels, engine.version, lambda: self.batcher.waiting)
+        self.metrics = ModelMetrics(metrics or Metrics(), engine.labels, engine.version, lambda: self.batcher.waiting)
         self.batcher = Batcher(
             engine.logits,
             batch_tokens=config.batch_tokens,
@@ -132,7 +138,15 @@ class Service:
             TooLong: one may not.
             QueueFull, DeadlinePassed, ModelFailed, NotReady: as ``Batcher.submit``.
         """
-        result = await self._classify(texts, cut)
+        try:
+            result = await self._classify(texts, cut)
+        except (ModelFailed, DeadlinePassed, NotReady):
+            self.metrics.outcome("failed")
+            raise
+        except QueueFull:
+            self.metrics.outcome("overloaded")
+            raise
+        self.metrics.outcome("ok")
         self.metrics.classified(result.probabilities, result.truncated, result.phases)
         return result
 
