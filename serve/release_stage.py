@@ -210,7 +210,7 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
         console.say("update", f"not checked within {CHECK_S:g} s: the replicas check it while they serve")
         return None
     except ray.exceptions.RayError as e:
-        ours = cluster.our_error(e)
+        ours = cluster.our_error(e, way_out="")
         reason = str(ours) if ours else (str(getattr(e, "cause", None) or e).strip().splitlines() or [""])[-1]
         raise WorkFailed(f"{folder} was refused and takes no traffic: {reason}") from e
 
@@ -224,7 +224,7 @@ def _change(desk: _Desk, old: Lineup, new: Lineup, there: set[str]) -> None:
         new: its successor.
         there: the replicas.
     """
-    if not desk.put(new):
+    if not desk.put(new) and desk.state().lineup != new:  # it may have heard us while we did not hear it
         raise UserError("another command has changed the models meanwhile: look at --status, and try again")
     try:
         _wait(desk, new, there, WAIT_S)

@@ -41,8 +41,10 @@ class Tally:
         self.requests += 1
         self.texts += len(probabilities)
         self.confidence += float(probabilities.max(1).sum())
-        for label in probabilities.argmax(1).tolist():
-            self.labels[names[label]] = self.labels.get(names[label], 0) + 1
+        counts = np.bincount(probabilities.argmax(1)).tolist()
+        for name, count in zip(names, counts, strict=False):  # no counts behind the last label that was found
+            if count:
+                self.labels[name] = self.labels.get(name, 0) + count
         self.seconds[bisect.bisect_left(BOUNDS, seconds)] += 1
 
     def refused(self) -> None:

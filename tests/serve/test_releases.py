@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -24,6 +24,7 @@ OPERATIONS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(OPERATIONS, max_size=20))
 def test_whatever_is_asked_the_lineup_is_valid_or_as_it_was(operations: list[Callable[[Lineup], Lineup]]) -> None:
     lineup = Lineup(A)
@@ -41,6 +42,7 @@ def test_whatever_is_asked_the_lineup_is_valid_or_as_it_was(operations: list[Cal
         lineup = after
 
 
+@settings(deadline=None)
 @given(RELEASES, st.booleans())
 def test_a_rollback_restores_what_was_there(release: Release, on_trial: bool) -> None:
     before = Lineup(C, 7, previous=Release("/older", "older"))
@@ -83,6 +85,7 @@ def test_what_the_lineup_does_not_allow() -> None:
         Lineup(A, candidate=B)
 
 
+@settings(deadline=None)
 @given(st.integers(1, PARTS - 1), st.integers(0, 3 * PARTS))
 def test_the_share_is_exact_at_any_time(parts: int, requests: int) -> None:
     split = Split(parts / PARTS)
