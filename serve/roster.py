@@ -191,7 +191,7 @@ class Roster:
                     fresh[release] = await self._started(release)
         except BaseException:
             for running in fresh.values():
-                await asyncio.to_thread(running.service.stop)
+                self._discard(running)
             raise
         self._swap(lineup, fresh)
 
@@ -228,17 +228,25 @@ class Roster:
     def _let_go(self, running: Running) -> None:
         if running.retired and running.in_use == 0:
             running.retired = False
-            if all(running.engine.version != other.engine.version for other in self._running.values()):
-                running.service.metrics.close()
-            task = asyncio.create_task(asyncio.to_thread(running.service.stop))
-            self._stopping.add(task)
-            task.add_done_callback(self._stopping.discard)
+            self._discard(running)
+
+    def _discard(self, running: Running) -> None:
+        """Stop a model that nobody uses, without waiting for it, and let go of its memory."""
+        if all(running.engine.version != other.engine.version for other in self._running.values()):
+            running.service.metrics.close()
+        task = asyncio.create_task(asyncio.to_thread(running.service.stop))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
 
     async def _started(self, release: Release) -> Running:
         if self._load is None:
             raise UserError("this endpoint serves one model only")
         running = self._run(release, await asyncio.to_thread(self._load, release))
-        await running.service.start()
+        try:
+            await running.service.start()
+        except BaseException:
+            self._discard(running)
+            raise
         return running
 
     def _run(self, release: Release, model: Model) -> Running:

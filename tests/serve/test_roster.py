@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import generate_latest
 from serve_fakes import FakeEngine
 
 from pipeline.config import ServeConfig
@@ -30,14 +31,14 @@ LINEUP = Lineup(A)
 class Engine(FakeEngine):
     """Answers everything with one label, that of its version: an answer shows whose it is."""
 
-    def __init__(self, version: str, failing: bool = False) -> None:
+    def __init__(self, version: str, most: int = 16) -> None:
         super().__init__()
         self.version = version
-        self.failing = failing
+        self.most = most
 
     def logits(self, ids: Any) -> np.ndarray:
         super().logits(ids)
-        if self.failing and any(len(row) > 1 for row in ids):  # the warm-up is one word
+        if any(len(row) > self.most for row in ids):
             raise RuntimeError("broken")
         out = np.zeros((len(ids), 4), np.float32)
         out[:, "abcd".index(self.version)] = 5
@@ -51,11 +52,12 @@ class Loader:
         self.engines: dict[Release, Engine] = {}
         self.refused: set[Release] = set()
         self.failing: set[Release] = set()
+        self.words = 1  # of a text on which those do not fail; the warm-up has one
 
     def __call__(self, release: Release) -> Model:
         if release in self.refused:
             raise UserError(f"{release} may not take traffic")
-        self.engines[release] = Engine(release.version, release in self.failing)
+        self.engines[release] = Engine(release.version, self.words if release in self.failing else 16)
         return Model(self.engines[release])
 
 
@@ -163,6 +165,28 @@ def test_what_cannot_be_loaded_changes_nothing() -> None:
                 await roster.apply(lineup)
             assert roster.lineup.generation == 0
             assert {(await ask(roster, ["x"]))[0] for _ in range(4)} == {"a"}
+
+    run(body)
+
+
+def test_what_was_loaded_in_vain_is_freed() -> None:
+    async def body(roster: Roster, load: Loader) -> None:
+        load.refused = {C}
+        with pytest.raises(UserError, match="may not take traffic"):
+            await roster.apply(Lineup(B, 2, candidate=C, share=0.5))
+        gone = weakref.ref(load.engines.pop(B))
+        await until(lambda: not roster._stopping)
+        gc.collect()  # an exception is a cycle with its frames
+        assert gone() is None
+        load.failing, load.refused = {B}, set()
+        load.words = 0
+        with pytest.raises(ModelFailed, match="broken"):
+            await roster.apply(LINEUP.update(B))
+        await until(lambda: not roster._stopping)
+        queues = [
+            line for line in generate_latest(roster.metrics.registry).decode().splitlines() if "queue_texts{" in line
+        ]
+        assert queues == ['broadsheet_queue_texts{version="a"} 0.0']
 
     run(body)
 
