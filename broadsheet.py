@@ -54,6 +54,16 @@ ENDPOINT = _options(
     click.option("--port", type=int, metavar="PORT", help="HTTP port. [8000]"),
     click.option("--insecure", is_flag=True, default=None, help="Listen beyond loopback without API keys."),
 )
+RELEASE_FLAGS = ("update", "canary", "shadow", "promote", "rollback", "status", "unchecked")
+RELEASES = _options(
+    click.option("--update", metavar="RUN", help="Have the running endpoint serve this checkpoint instead."),
+    click.option("--canary", metavar="SHARE", help="With --update: beside the old one, for a share such as 10%."),
+    click.option("--shadow", is_flag=True, help="With --update: beside the old one, on copies of requests."),
+    click.option("--promote", is_flag=True, help="Have the checkpoint that is beside the old one replace it."),
+    click.option("--rollback", is_flag=True, help="Take that one away again; else go back to the one before."),
+    click.option("--status", is_flag=True, help="Show the models of the running endpoint, side by side."),
+    click.option("--unchecked", is_flag=True, help="With --update: without golden rows, or with other labels."),
+)
 
 FLAGS = {
     "name": "name", "storage": "storage", "dataset": "data.dataset", "train_files": "data.train",
@@ -202,13 +212,19 @@ def export(where: str | None, **options: Any) -> None:
 @click.argument("where", required=False, metavar="[RUN]")
 @COMMON
 @ENDPOINT
+@RELEASES
 def serve(where: str | None, **options: Any) -> None:
-    """Serve a checkpoint over HTTP until Ctrl-C."""
+    """Serve a checkpoint over HTTP until Ctrl-C, or change the models of an endpoint that runs."""
     address = options.pop("address")
+    releases = {flag: options.pop(flag) for flag in RELEASE_FLAGS}
     config = _load(options)
-    from serve import stage
+    from serve import release_stage, stage
 
-    stage.serve(config, where, address)
+    wanted = release_stage.Wanted(**releases)
+    if wanted.anything:
+        release_stage.run(config, wanted, where, address)
+    else:
+        stage.serve(config, where, address)
 
 
 @cli.group()

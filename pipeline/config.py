@@ -70,6 +70,9 @@ class ServeConfig(Section):
     drift_window_s: float = Field(
         3600.0, ge=60, description="How far back drift is measured, in seconds; see /v1/drift."
     )
+    keep_previous: bool = Field(
+        True, description="Keep the model that was replaced in memory: a rollback is immediate, and costs its memory."
+    )
     haproxy: bool = Field(True, description="HAProxy in front (13 times the requests per second of Ray's own proxy).")
     keys: str | None = Field(
         None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,17 +19,22 @@ from pipeline.evaluate.reference import Reference
 from serve import drift, explain, feedback, metrics, open_inference, playground, security
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
+from serve.releases import Release
 from serve.requests import receive
 from serve.responses import (
+    RELEASE_HEADER,
+    after,
     documented,
     documented_body,
+    documented_choice,
     documented_result,
     error_response,
     json_response,
     result_headers,
 )
-from serve.schema import ClassifyRequest, Label, parse
-from serve.service import Engine, Service, TooLong
+from serve.roster import Model, Roster
+from serve.schema import ClassifyRequest, Label, check_top_k, parse
+from serve.service import Engine, TooLong
 from serve.worker import NotReady
 
 log = logging.getLogger("ray.serve")
@@ -37,7 +43,7 @@ log = logging.getLogger("ray.serve")
 def build_api(
     engine: Engine, config: ServeConfig, index: Evidence | None = None, reference: Reference | None = None
 ) -> FastAPI:
-    """The app. Its lifespan starts and stops the model's threads; ``app.state.service`` is the model.
+    """The app around one model.
 
     Args:
         engine: the loaded model.
@@ -45,25 +51,41 @@ def build_api(
         index: training rows for ``/v1/explain``; None gives no nearest ones.
         reference: what drift is measured from; None: it is not measured.
     """
-    service = Service(engine, config, reference)
+    return build_app(Roster(Release("given"), Model(engine, index, reference), config), config)
+
+
+def build_app(
+    roster: Roster, config: ServeConfig, beside: Callable[[Roster], Coroutine[Any, Any, None]] | None = None
+) -> FastAPI:
+    """The app. Its lifespan starts and stops the models' threads; ``app.state.roster`` holds the models.
+
+    Args:
+        roster: the models, not started.
+        config: the serve section.
+        beside: runs until the app stops.
+    """
     max_texts = min(config.max_texts, config.max_queue)  # more than the queue holds could never be let in
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        await roster.start()
+        task = asyncio.create_task(beside(roster)) if beside is not None else None
         yield
-        service.stop()
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await roster.stop()
         if kept is not None:
             await kept.close()
 
     app = FastAPI(
         title="Broadsheet",
-        version=engine.version,
-        description=f"Classifies texts into: {', '.join(engine.labels)}.",
+        version=_release(),
+        description="Classifies texts. GET / names the labels.",
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.state.service = service
+    app.state.roster = roster
 
     @app.get("/health", summary="Whether the process is alive")
     async def health() -> dict[str, str]:
@@ -71,8 +93,9 @@ def build_api(
 
     @app.get("/ready", summary="Whether the model is loaded and answers", responses=documented("unavailable"))
     async def ready() -> dict[str, Any]:
-        if not service.ready:
+        if not roster.ready:
             raise Refused("unavailable", "the model is not ready")
+        engine = roster.stable.engine
         return {"status": "ready", "model_version": engine.version, "engine": engine.runs}
 
     @app.post(
@@ -84,24 +107,28 @@ def build_api(
         openapi_extra=documented_body(
             ClassifyRequest.model_json_schema(),
             f"At most {max_texts} texts of {config.max_text_chars} characters, {config.max_body_bytes} bytes in all.",
-        ),
+        )
+        | documented_choice(),
     )
     async def classify(request: Request) -> Response:
         def read(body: bytes) -> ClassifyRequest:
-            return parse(body, max_texts=max_texts, max_text_chars=config.max_text_chars, labels=len(engine.labels))
+            return parse(body, max_texts=max_texts, max_text_chars=config.max_text_chars)
 
         wanted = await receive(request, config, read)
-        result = await service.classify(wanted.texts, wanted.truncation == "cut")
-        rows = ranked(result.probabilities, engine.labels, wanted.top_k)
-        return json_response(rows, result_headers(result, engine.version))
+        with roster.hold(roster.asked(request.headers.get(RELEASE_HEADER)) or roster.next()) as model:
+            check_top_k(wanted, len(model.engine.labels))
+            result, by = await roster.classify(model, wanted.texts, wanted.truncation == "cut")
+        rows = ranked(result.probabilities, by.engine.labels, wanted.top_k)
+        response = json_response(rows, result_headers(result, by.engine.version))
+        return after(response, roster.shadow(by, wanted.texts, result))
 
-    playground.add_route(app, engine, feedback=bool(config.feedback))
-    explain.add_route(app, service, config, index)
-    kept = feedback.add_route(app, service, config, max_texts)
-    open_inference.add_routes(app, service, config, max_texts, _release())
+    playground.add_route(app, roster, feedback=bool(config.feedback))
+    explain.add_route(app, roster, config)
+    kept = feedback.add_route(app, roster, config, max_texts)
+    open_inference.add_routes(app, roster, config, max_texts, _release())
     security.secure(app, config)
-    metrics.add_route(app, service.metrics)
-    drift.add_route(app, service.drift, engine.version)
+    metrics.add_route(app, roster.metrics)
+    drift.add_route(app, roster)
     _answer_errors(app, config)
     return app
 

@@ -1,10 +1,12 @@
-"""The API laid out on Ray Serve: each replica loads the checkpoint in its own process."""
+"""The API laid out on Ray Serve: each replica loads the models in its own process."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application, Deployment
@@ -13,12 +15,15 @@ from ray.serve.config import AutoscalingConfig
 from pipeline.config import ServeConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.evidence import FILE, Evidence
+from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.reference import FILE as REFERENCE
 from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
-from serve import feedback
-from serve.api import build_api
+from serve import explain, feedback, follow
+from serve.api import build_app
 from serve.node_metrics import Mirror
+from serve.releases import Lineup, Release
+from serve.roster import Model, Roster, sentence
 from serve.service import Engine
 
 NAME = "broadsheet"
@@ -27,28 +32,76 @@ log = logging.getLogger("ray.serve")
 
 
 class Replica:
-    """One copy of the model behind the HTTP API. Only the path and the configuration travel to it."""
+    """The models behind the HTTP API. Only a path, the configuration and the desk's name travel to it."""
 
-    def __init__(self, checkpoint: str, config: ServeConfig) -> None:
+    def __init__(self, checkpoint: str, config: ServeConfig, desk: str) -> None:
         self.config = config
-        self.engine = load_engine(checkpoint, config)
-        # Here as well as in the API's start: a model that cannot run fails the deployment with its reason.
-        self.engine.logits(self.engine.encode(["warm-up"]).ids)
-        self.index = load_index(checkpoint, self.engine)
-        self.reference = load_reference(checkpoint, self.engine)
+        self.desk = desk
+        self.id: str = serve.get_replica_context().replica_id.unique_id
         if config.feedback:
             feedback.prepare(config.feedback)
+        # Here and not in the API's start: a model that cannot run fails the deployment with its reason.
+        release, model = first_model(Release(checkpoint), follow.first(desk, self.id), self.load)
+        self.roster = Roster(release, model, config, self.load)
         self.api: FastAPI | None = None
 
+    def load(self, release: Release) -> Model:
+        """A model that may take traffic."""
+        return load_model(release, self.config)
+
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
-        self.api = build_api(self.engine, self.config, self.index, self.reference)
-        Mirror(self.api.state.service.metrics.registry).start()
+        self.api = build_app(self.roster, self.config, self.follow)
+        Mirror(self.roster.metrics.registry).start()
         return self.api
+
+    async def follow(self, roster: Roster) -> None:
+        """Serve what the desk wants."""
+        await follow.follow(roster, follow.RayLine(self.desk), self.id)
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""
-        if self.api is not None and not self.api.state.service.ready:
+        if self.api is not None and not self.roster.ready:
             raise RuntimeError("the model thread is not running")
+
+
+def first_model(own: Release, lineup: Lineup | None, load: Callable[[Release], Model]) -> tuple[Release, Model]:
+    """What a replica starts with: what the others serve, else what they served before, else its own checkpoint.
+
+    Raises:
+        Exception: of its own checkpoint, if that cannot be loaded either.
+    """
+    for release in (lineup.stable, lineup.previous) if lineup is not None else ():
+        if release is not None:
+            try:
+                return release, load(release)
+            except Exception as e:  # an endpoint that answers with an older model is better than none
+                log.error("%s cannot be served: %s", release, sentence(e))
+    return own, load(own)
+
+
+def load_model(release: Release, config: ServeConfig) -> Model:
+    """Load a checkpoint and check that it may take traffic.
+
+    Raises:
+        UserError: it is damaged, is not what it was, or fails its golden rows.
+    """
+    folder = Place.of(release.checkpoint)
+    engine = load_engine(release.checkpoint, config)
+    if release.version not in ("", engine.version):
+        raise UserError(f"{folder} has changed: it was {release.version}, and is {engine.version} now")
+    engine.logits(engine.encode(["warm-up"]).ids)
+    golden = Golden.load(folder)
+    failure = golden.failure(lambda texts: answers(engine, texts, config.batch_tokens)) if golden is not None else None
+    if failure is not None:
+        raise UserError(f"{folder} may not take traffic: {failure}")
+    return Model(engine, load_index(release.checkpoint, engine), load_reference(release.checkpoint, engine))
+
+
+def answers(engine: Engine, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
+    """Logits [texts, labels], in batches as when serving."""
+    ids = engine.encode(texts).ids
+    parts = explain.chunks([len(row) for row in ids], batch_tokens, len(ids))
+    return np.concatenate([engine.logits(ids[part]) for part in parts])
 
 
 def load_engine(checkpoint: str, config: ServeConfig) -> Engine:
@@ -98,13 +151,15 @@ def load_reference(checkpoint: str, engine: Engine) -> Reference | None:
     return reference
 
 
-def application(checkpoint: str, config: ServeConfig, resources: dict[str, float] | None = None) -> Application:
-    """The Ray Serve application for a checkpoint folder that every node can read."""
+def application(
+    checkpoint: str, config: ServeConfig, desk: str, resources: dict[str, float] | None = None
+) -> Application:
+    """The Ray Serve application for a checkpoint folder that every node can read, and its desk's name."""
     # A relative path means something else on a replica.
     given = {"feedback": config.feedback, "keys": config.keys}
     config = config.model_copy(update={key: str(Place.of(where)) for key, where in given.items() if where})
     deployment: Deployment = serve.deployment(**options(config, resources))(serve.ingress()(Replica))
-    return deployment.bind(checkpoint, config)
+    return deployment.bind(checkpoint, config, desk)
 
 
 def options(config: ServeConfig, resources: dict[str, float] | None = None) -> dict[str, Any]:
@@ -116,8 +171,9 @@ def options(config: ServeConfig, resources: dict[str, float] | None = None) -> d
         "name": NAME,
         "ray_actor_options": actor,
         # Ray's own bound must lie beyond ours, or requests wait where nobody answers 429: texts that wait,
-        # texts in one forward pass (each has at least one token), and requests that are read or refused.
-        "max_ongoing_requests": config.max_queue + config.batch_tokens + 64,
+        # texts in one forward pass (each has at least one token), both for two models, and requests that are read
+        # or refused.
+        "max_ongoing_requests": 2 * (config.max_queue + config.batch_tokens) + 64,
         "max_queued_requests": -1,
         "max_constructor_retry_count": 2,
         "max_surge_percent": 100,  # a new checkpoint comes up before the old one goes

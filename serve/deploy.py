@@ -19,8 +19,9 @@ from ray import serve
 from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
-from serve import client, exposure, haproxy, tls
+from serve import client, desk, endpoints, exposure, haproxy, tls
 from serve.app import NAME, application
+from serve.releases import Release, version_of
 
 READY_TIMEOUT_S = 600.0  # a first start on a kind of machine measures engines
 
@@ -54,13 +55,17 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     exposure.check(config.serve, joins=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     started_here = not _joined(config.serve)
+    before = desk.names()
     if started_here:
         check_port(config.serve.host, config.serve.port)
         exposure.check_front(config.serve)
         serve.start(http_options=_listening(config.serve))
     url = base_url(config.serve)
+    own = ""
     try:
-        app = application(folder, config.serve, resources=_pinned(config.serve))
+        resources = _pinned(config.serve)
+        own = desk.start(Release(folder, version_of(Place.of(folder))), config.serve, resources)
+        app = application(folder, config.serve, own, resources)
         serve.run_many(
             [serve.RunTarget(app, name=NAME, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
@@ -70,7 +75,11 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     except BaseException:  # Ctrl-C too: an HAProxy would outlive this process and hold the port
         if started_here:
             shutdown()
+        elif own:  # what served before goes on, with its own desk
+            desk.stop(own)
         raise
+    desk.stop(*before)
+    endpoints.remember(config.serve.port, ray.get_runtime_context().gcs_address)
     return url
 
 
@@ -79,6 +88,8 @@ def shutdown(timeout_s: float = 10.0) -> None:
     config_file = _haproxy_config()
     _stop_controller(timeout_s)
     serve.shutdown()
+    desk.stop(*desk.names())
+    endpoints.forget(ray.get_runtime_context().gcs_address)
     until = time.monotonic() + timeout_s
     while haproxy.running(config_file) and time.monotonic() < until:
         time.sleep(0.1)

@@ -11,19 +11,21 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import FastAPI, Response
-from prometheus_client import CollectorRegistry
+from fastapi import FastAPI, Request, Response
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.evaluate import stability
 from pipeline.evaluate.reference import FILE, FeatureName, Reference, seen
 from serve.errors import Refused
-from serve.responses import documented, json_response
+from serve.responses import RELEASE_HEADER, documented, documented_choice, json_response
+
+if TYPE_CHECKING:
+    from serve.roster import Roster
 
 SLOTS = 60  # of the window; it slides by one at a time
 TOGETHER = 64  # texts counted at once: a request of one text then costs 3 µs instead of 60
@@ -178,52 +180,57 @@ def _feature(known: Reference, name: FeatureName, counts: Counts, rows: int) -> 
 
 
 class Collector:
-    """The series of a ``Drift`` for a registry of ``prometheus_client``, made at each scrape."""
+    """The series of every model's ``Drift`` for a registry of ``prometheus_client``, made at each scrape."""
 
-    def __init__(self, drift: Drift, version: str) -> None:
-        self._drift = drift
-        self._version = version
+    def __init__(self) -> None:
+        self._drifts: dict[str, Drift] = {}
+
+    def show(self, version: str, drift: Drift | None) -> None:
+        """Show a model's drift among the metrics, or with None no longer."""
+        if drift is None:
+            self._drifts.pop(version, None)
+        else:
+            self._drifts[version] = drift
 
     def collect(self) -> Iterator[Metric]:
-        """All series."""
-        known, report, totals = self._drift.reference, self._drift.report(self._version), self._drift.totals()
-        by_feature = ["version", "feature"]
+        """All series; none where no model has a reference."""
+        drifts = dict(self._drifts)
+        if not drifts:
+            return
+        by_feature, by_bin = ["version", "feature"], ["version", "feature", "bin"]
         index = GaugeMetricFamily("broadsheet_drift_psi", "PSI of the window, of this replica.", labels=by_feature)
         rows = GaugeMetricFamily("broadsheet_drift_rows", "Texts in the window, of this replica.", labels=["version"])
         needed = GaugeMetricFamily("broadsheet_drift_rows_needed", "Texts before PSI says anything.", labels=by_feature)
         behind = GaugeMetricFamily("broadsheet_drift_reference_rows", "Rows of the reference.", labels=["version"])
-        by_bin = [*by_feature, "bin"]
         share = GaugeMetricFamily("broadsheet_drift_reference", "Share of the reference's rows.", labels=by_bin)
         count = CounterMetricFamily("broadsheet_drift_bin", "Texts classified, by bin of a feature.", labels=by_bin)
-        rows.add_metric([self._version], report.rows)
-        behind.add_metric([self._version], known.rows)
-        for name, of in totals.items():
-            found = report.features[name]
-            index.add_metric([self._version, name], math.nan if found.psi is None else found.psi)
-            needed.add_metric([self._version, name], math.inf if found.rows_needed is None else found.rows_needed)
-            for one, total in zip(found.bins, of.tolist(), strict=True):
-                share.add_metric([self._version, name, one.bin], one.reference)
-                count.add_metric([self._version, name, one.bin], total)
+        for version, drift in drifts.items():
+            report, totals = drift.report(version), drift.totals()
+            rows.add_metric([version], report.rows)
+            behind.add_metric([version], drift.reference.rows)
+            for name, of in totals.items():
+                found = report.features[name]
+                index.add_metric([version, name], math.nan if found.psi is None else found.psi)
+                needed.add_metric([version, name], math.inf if found.rows_needed is None else found.rows_needed)
+                for one, total in zip(found.bins, of.tolist(), strict=True):
+                    share.add_metric([version, name, one.bin], one.reference)
+                    count.add_metric([version, name, one.bin], total)
         yield from (index, rows, needed, behind, share, count)
 
 
-def register(registry: CollectorRegistry, drift: Drift | None, version: str) -> None:
-    """Show a model's drift among its metrics; without a reference there are no such series."""
-    if drift is not None:
-        registry.register(Collector(drift, version))
-
-
-def add_route(app: FastAPI, drift: Drift | None, version: str) -> None:
+def add_route(app: FastAPI, roster: Roster) -> None:
     """``GET /v1/drift``."""
 
     @app.get(
         "/v1/drift",
         summary="How far the texts of this replica have moved from those of evaluation",
         response_model=DriftReport,
-        responses=documented("not_found"),
+        responses=documented("not_found", "invalid"),
+        openapi_extra=documented_choice(),
     )
-    async def drifted() -> Response:
-        if drift is None:
+    async def drifted(request: Request) -> Response:
+        running = roster.asked(request.headers.get(RELEASE_HEADER)) or roster.stable
+        if running.service.drift is None:
             message = f"the model has no {FILE} to measure drift from, or it could not be read (the server's log says "
             raise Refused("not_found", message + "so): 'broadsheet evaluate' makes it")
-        return json_response(drift.report(version).model_dump())
+        return json_response(running.service.drift.report(running.engine.version).model_dump())

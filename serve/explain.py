@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -20,9 +20,19 @@ from pipeline.evaluate import explain as occlusion
 from serve import schema
 from serve.errors import Refused
 from serve.requests import receive
-from serve.responses import documented_body, documented_result, json_response, result_headers
+from serve.responses import (
+    RELEASE_HEADER,
+    documented_body,
+    documented_choice,
+    documented_result,
+    json_response,
+    result_headers,
+)
 from serve.service import Encoded, Result, Service
 from serve.worker import NotReady
+
+if TYPE_CHECKING:
+    from serve.roster import Roster
 
 WORDS = 100  # left out in turn; a longer text is cut into groups of words
 AT_ONCE = 4  # explanations a replica works on; each has at most one batch's worth of texts in the queue
@@ -123,9 +133,8 @@ def chunks(lengths: Sequence[int], batch_tokens: int, most: int) -> Iterator[sli
         yield slice(start, len(lengths))
 
 
-def add_route(app: FastAPI, service: Service, config: ServeConfig, index: evidence.Evidence | None) -> None:
+def add_route(app: FastAPI, roster: Roster, config: ServeConfig) -> None:
     """``POST /v1/explain``."""
-    explainer = Explainer(service, index)
 
     @app.post(
         "/v1/explain",
@@ -136,13 +145,15 @@ def add_route(app: FastAPI, service: Service, config: ServeConfig, index: eviden
             schema.ExplainRequest.model_json_schema(),
             f"One text of at most {config.max_text_chars} characters. Up to {WORDS} words are left out in turn, of a "
             f"longer text groups of words. A replica works on {AT_ONCE} explanations at once.",
-        ),
+        )
+        | documented_choice(),
     )
     async def explained(request: Request) -> Response:
         text = await receive(
             request, config, lambda body: schema.parse_explain(body, max_text_chars=config.max_text_chars)
         )
-        done, near, result = await explainer.explain(text, request.is_disconnected)
+        with roster.hold(roster.asked(request.headers.get(RELEASE_HEADER)) or roster.stable) as model:
+            done, near, result = await model.explainer.explain(text, request.is_disconnected)
         content = {
             "label": done.label,
             "probability": done.probability,
@@ -150,4 +161,4 @@ def add_route(app: FastAPI, service: Service, config: ServeConfig, index: eviden
             "words": [word._asdict() for word in done.words],
             "nearest": near,
         }
-        return json_response(content, result_headers(result, service.engine.version))
+        return json_response(content, result_headers(result, model.engine.version))

@@ -22,8 +22,8 @@ from serve.errors import Refused
 from serve.keys import need_admin
 from serve.requests import A_TEXT, Text, kind, read_object, receive, validated
 from serve.responses import documented, documented_body, json_response
+from serve.roster import Roster
 from serve.schema import check_count, check_lengths
-from serve.service import Service
 
 log = logging.getLogger("ray.serve")
 
@@ -198,12 +198,13 @@ def parse(body: bytes, *, labels: Sequence[str], max_texts: int, max_text_chars:
     return items
 
 
-def add_route(app: FastAPI, service: Service, config: ServeConfig, max_texts: int) -> FeedbackLog | None:
+def add_route(app: FastAPI, roster: Roster, config: ServeConfig, max_texts: int) -> FeedbackLog | None:
     """``POST /v1/feedback``; returns the log, if one is kept."""
     kept = FeedbackLog(Place.of(config.feedback)) if config.feedback else None
 
     def read(body: bytes) -> list[FeedbackItem]:
-        return parse(body, labels=service.engine.labels, max_texts=max_texts, max_text_chars=config.max_text_chars)
+        labels = list(dict.fromkeys(label for model in roster.loaded for label in model.engine.labels))
+        return parse(body, labels=labels, max_texts=max_texts, max_text_chars=config.max_text_chars)
 
     @app.post(
         "/v1/feedback",
@@ -228,7 +229,7 @@ def add_route(app: FastAPI, service: Service, config: ServeConfig, max_texts: in
         items = await receive(request, config, read)
         received = datetime.now(timezone.utc)
         await kept.append([item.model_dump() | {"received": received} for item in items])
-        service.metrics.feedback(len(items))
+        roster.metrics.feedback(len(items))
         return json_response({"kept": len(items)})
 
     return kept

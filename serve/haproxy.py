@@ -99,6 +99,8 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # HAProxy hears of a leaving replica within a second; Ray would hold it, and every shutdown, for 30 s.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        # On a busy machine the proxy takes longer than Ray's 5 s to start; Ray would kill it and fail.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     }
     # A second cluster on the same machine must not fail on the first one's ports.

@@ -14,9 +14,19 @@ from fastapi import FastAPI, Request, Response
 from pipeline.config import ServeConfig
 from serve.errors import Refused
 from serve.requests import check_text, kind, read_object, receive
-from serve.responses import documented, documented_body, documented_result, json_response, result_headers
+from serve.responses import (
+    RELEASE_HEADER,
+    after,
+    documented,
+    documented_body,
+    documented_choice,
+    documented_result,
+    json_response,
+    result_headers,
+)
+from serve.roster import Roster, Running
 from serve.schema import check_count, check_lengths
-from serve.service import Result, Service
+from serve.service import Result
 
 NAME = "broadsheet"
 INPUT = "text"
@@ -162,12 +172,12 @@ def answer(asked: Asked, result: Result, labels: list[str], version: str) -> dic
     }
 
 
-def metadata(labels: list[str], version: str) -> dict[str, Any]:
+def metadata(labels: list[str], versions: list[str]) -> dict[str, Any]:
     """The model's metadata. Parameters may only be texts, numbers and booleans: the labels are a list in JSON."""
     named = {"labels": json.dumps(labels, ensure_ascii=False)}
     return {
         "name": NAME,
-        "versions": [version],
+        "versions": versions,
         "platform": "broadsheet_pytorch",
         "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
         "outputs": [
@@ -177,18 +187,26 @@ def metadata(labels: list[str], version: str) -> dict[str, Any]:
     }
 
 
-def add_routes(app: FastAPI, service: Service, config: ServeConfig, max_texts: int, release: str) -> None:
+def add_routes(app: FastAPI, roster: Roster, config: ServeConfig, max_texts: int, release: str) -> None:
     """Everything below ``/v2``; ``release`` is Broadsheet's version."""
-    engine = service.engine
 
-    def known(name: str, version: str | None = None) -> None:
+    def versions() -> list[str]:
+        return list(dict.fromkeys(model.engine.version for model in roster.loaded))
+
+    def known(name: str, version: str | None = None) -> Running | None:
+        """The model of this version, None where any will do."""
         if name != NAME:
             raise Refused("not_found", f"there is no model {ascii(name)[:60]} here; this server has '{NAME}'")
-        if version not in (None, engine.version):
-            raise Refused("not_found", f"there is no version {ascii(version)[:60]} here; it is '{engine.version}'")
+        if version is None:
+            return None
+        model = roster.of_version(version)
+        if model is None:
+            here = " and ".join(f"'{v}'" for v in versions())
+            raise Refused("not_found", f"there is no version {ascii(version)[:60]} here; it is {here}")
+        return model
 
-    def need_ready() -> None:
-        if not service.ready:
+    def need_ready(model: Running) -> None:
+        if not model.service.ready:
             raise Refused("unavailable", "the model is not ready")
 
     @app.get("/v2", summary="Server metadata")
@@ -201,16 +219,15 @@ def add_routes(app: FastAPI, service: Service, config: ServeConfig, max_texts: i
 
     @app.get("/v2/health/ready", summary="Whether the model answers", responses=documented("unavailable"))
     async def server_ready() -> dict[str, bool]:
-        need_ready()
+        need_ready(roster.stable)
         return {"ready": True}
 
     async def model(name: str, version: str | None = None) -> dict[str, Any]:
-        known(name, version)
-        return metadata(engine.labels, engine.version)
+        found = known(name, version)
+        return metadata((found or roster.stable).engine.labels, versions())
 
     async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
-        known(name, version)
-        need_ready()
+        need_ready(known(name, version) or roster.stable)
         return {"name": NAME, "ready": True}
 
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
@@ -218,11 +235,15 @@ def add_routes(app: FastAPI, service: Service, config: ServeConfig, max_texts: i
         asked = await receive(
             request, config, lambda body: parse(body, max_texts=max_texts, max_text_chars=config.max_text_chars)
         )
-        result = await service.classify(asked.texts, asked.cut)
-        content = answer(asked, result, engine.labels, engine.version)
-        return json_response(content, result_headers(result, engine.version))
+        pinned = known(name, version)
+        with roster.hold(pinned or roster.asked(request.headers.get(RELEASE_HEADER)) or roster.next()) as model:
+            result, by = await roster.classify(model, asked.texts, asked.cut, pinned=pinned is not None)
+        content = answer(asked, result, by.engine.labels, by.engine.version)
+        response = json_response(content, result_headers(result, by.engine.version))
+        return after(response, roster.shadow(by, asked.texts, result))
 
     body = documented_body(BODY, f"One BYTES tensor of at most {max_texts} texts, of shape [n] or [n, 1].")
+    body |= documented_choice()
     for path, hidden in (("/v2/models/{name}", False), ("/v2/models/{name}/versions/{version}", True)):
         shown: dict[str, Any] = {"methods": ["GET"], "include_in_schema": not hidden}
         app.add_api_route(path, model, summary="Model metadata", responses=documented("not_found"), **shown)

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from serve.responses import json_response
-from serve.service import Engine
+from serve.roster import Roster
 
 PAGE = Path(__file__).with_name("playground.html")
 
@@ -48,7 +48,7 @@ def page() -> tuple[bytes, dict[str, str]]:
     }
 
 
-def add_route(app: FastAPI, engine: Engine, feedback: bool) -> None:
+def add_route(app: FastAPI, roster: Roster, feedback: bool) -> None:
     """``GET /``; ``feedback`` says whether ``/v1/feedback`` keeps anything."""
 
     @app.get("/", summary="What this is; for a browser, a page to try it", response_model=None)
@@ -56,6 +56,7 @@ def add_route(app: FastAPI, engine: Engine, feedback: bool) -> None:
         if wants_html(request.headers.get("accept", "")):
             body, headers = page()
             return Response(body, headers=headers, media_type="text/html")
+        engine = roster.stable.engine
         content = {
             "name": "broadsheet",
             "model_version": engine.version,

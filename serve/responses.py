@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Response
+from starlette.background import BackgroundTask
 
 from serve.errors import MEANING, STATUS, ErrorBody, ErrorType
-from serve.service import Result
 
+if TYPE_CHECKING:
+    from serve.service import Result
+
+RELEASE_HEADER = "x-broadsheet-release"  # of a request: stable or candidate
 RESULT_HEADERS = {
     "x-model-version": "Short id of the checkpoint that answered.",
     "x-broadsheet-truncated": "How many of the texts were longer than the model reads and were cut.",
@@ -29,6 +34,17 @@ def json_response(content: Any, headers: dict[str, str] | None = None, status: i
     """Compact JSON in UTF-8."""
     data = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     return Response(data, status, headers or {}, "application/json")
+
+
+def after(response: Response, done: Callable[[], None] | None) -> Response:
+    """The response, with something to do once it was sent; that must return at once."""
+    if done is not None:
+
+        async def call() -> None:  # a plain function would cost a thread
+            done()
+
+        response.background = BackgroundTask(call)
+    return response
 
 
 def error_response(kind: ErrorType, message: str, headers: dict[str, str] | None = None) -> Response:
@@ -52,3 +68,10 @@ def documented_body(schema: dict[str, Any], description: str) -> dict[str, Any]:
     """A JSON body that is read by hand, for the OpenAPI document."""
     content = {"application/json": {"schema": schema}}
     return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+def documented_choice() -> dict[str, Any]:
+    """The header that picks a model, for the OpenAPI document."""
+    about = "Which model answers while one is on trial; by default the server's choice."
+    schema = {"type": "string", "enum": ["stable", "candidate"]}
+    return {"parameters": [{"name": RELEASE_HEADER, "in": "header", "description": about, "schema": schema}]}

@@ -95,7 +95,7 @@ class Explanation(BaseModel):
     nearest: list[NearestRow] = Field(description="Nearest first; empty where the checkpoint has no index.")
 
 
-def parse(body: bytes, *, max_texts: int, max_text_chars: int, labels: int) -> ClassifyRequest:
+def parse(body: bytes, *, max_texts: int, max_text_chars: int) -> ClassifyRequest:
     """Read and check the body of a request to classify.
 
     Raises:
@@ -107,9 +107,13 @@ def parse(body: bytes, *, max_texts: int, max_text_chars: int, labels: int) -> C
     request = validated(ClassifyRequest, tree)
     one = isinstance(request.inputs, str)
     check_lengths({"inputs" if one else f"inputs[{i}]": text for i, text in enumerate(request.texts)}, max_text_chars)
+    return request
+
+
+def check_top_k(request: ClassifyRequest, labels: int) -> None:
+    """Refuse to return more labels than the model that answers has."""
     if request.top_k is not None and request.top_k > labels:
         raise Refused("invalid", f"'top_k' is {request.top_k}, but the model has {labels} labels")
-    return request
 
 
 def parse_explain(body: bytes, *, max_text_chars: int) -> str:

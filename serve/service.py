@@ -18,8 +18,8 @@ import numpy as np
 from pipeline.config import ServeConfig
 from pipeline.evaluate.reference import Reference
 from serve import drift
-from serve.batcher import DeadlinePassed
-from serve.metrics import Metrics
+from serve.batcher import DeadlinePassed, QueueFull
+from serve.metrics import Metrics, ModelMetrics
 from serve.worker import Batcher, ModelFailed, NotReady
 
 INLINE_CHARS = 2_000  # up to this many characters are tokenized on the spot: a thread costs more than it saves
@@ -89,14 +89,22 @@ class Service:
     Args:
         engine: the loaded model.
         config: the serve section.
+        metrics: of the replica; None: its own.
         reference: what drift is measured from; None: it is not measured.
     """
 
-    def __init__(self, engine: Engine, config: ServeConfig, reference: Reference | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: ServeConfig,
+        metrics: Metrics | None = None,
+        reference: Reference | None = None,
+    ) -> None:
         self.engine = engine
-        self.metrics = Metrics(engine.labels, engine.version, lambda: self.batcher.waiting)
         self.drift = None if reference is None else drift.Drift(reference, config.drift_window_s)
-        drift.register(self.metrics.registry, self.drift, engine.version)
+        self.metrics = ModelMetrics(
+            metrics or Metrics(), engine.labels, engine.version, lambda: self.batcher.waiting, self.drift
+        )
         self.batcher = Batcher(
             engine.logits,
             batch_tokens=config.batch_tokens,
@@ -143,7 +151,15 @@ class Service:
             TooLong: one may not.
             QueueFull, DeadlinePassed, ModelFailed, NotReady: as ``Batcher.submit``.
         """
-        result, encoded = await self._classify(texts, cut)
+        try:
+            result, encoded = await self._classify(texts, cut)
+        except (ModelFailed, DeadlinePassed, NotReady):
+            self.metrics.outcome("failed")
+            raise
+        except QueueFull:
+            self.metrics.outcome("overloaded")
+            raise
+        self.metrics.outcome("ok")
         self.metrics.classified(result.probabilities, result.truncated, result.phases)
         if self.drift is not None:
             self.drift.add(result.probabilities, encoded.ids, encoded.truncated)

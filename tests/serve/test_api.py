@@ -206,7 +206,7 @@ def test_a_full_queue_is_a_429_and_a_slow_model_a_503() -> None:
         slow = post(http, {"inputs": "a"})
         assert slow.status_code == 503
         assert slow.headers["retry-after"] == "1"
-        http.app.state.service.batcher._queue.reserve(2)  # type: ignore[attr-defined]
+        http.app.state.roster.stable.service.batcher._queue.reserve(2)  # type: ignore[attr-defined]
         full = post(http, {"inputs": "a"})
         assert full.status_code == 429
         assert full.headers["retry-after"] == "1"

@@ -64,7 +64,7 @@ def test_it_runs_in_the_models_thread_in_batches_and_counts_no_texts() -> None:
         assert engine.threads == {"model"}
         assert sum(len(b) for b in engine.batches) == 17 + 1  # the text, without each word, and once for its state
         assert all(len(b) * max(b) <= 64 for b in engine.batches)
-        assert "broadsheet_texts_total 0.0" in http.get("/metrics").text
+        assert 'broadsheet_texts_total{version="fake-1"} 0.0' in http.get("/metrics").text
 
 
 def test_texts_without_words_and_very_long_ones() -> None:

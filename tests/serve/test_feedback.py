@@ -160,7 +160,7 @@ def test_prepare_reads_what_was_kept(http: TestClient, folder: Path, tmp_path: P
 
 def test_a_relative_folder_is_made_absolute_where_the_command_runs() -> None:
     settings = Config().updated({"serve.feedback": "kept"}).serve
-    bound = application("/x", settings)._bound_deployment
+    bound = application("/x", settings, "desk")._bound_deployment
     assert bound.init_args[1].feedback == str(Path("kept").absolute())
 
 

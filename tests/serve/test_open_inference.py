@@ -140,7 +140,7 @@ def test_not_ready_and_overloaded() -> None:
     assert [http.get(p).status_code for p in ("/v2/health/ready", f"{MODEL}/ready")] == [503, 503]
     assert infer(http, tensor("a")).status_code == 503
     with TestClient(build_api(engine, ServeConfig(max_queue=2, timeout_s=0.05))) as http:
-        http.app.state.service.batcher._queue.reserve(2)  # type: ignore[attr-defined]
+        http.app.state.roster.stable.service.batcher._queue.reserve(2)  # type: ignore[attr-defined]
         full = infer(http, tensor("a"))
         assert (full.status_code, full.headers["retry-after"]) == (429, "1")
 

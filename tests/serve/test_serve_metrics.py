@@ -40,23 +40,25 @@ def test_what_is_counted() -> None:
         "/v2/models/{name}|status=404": 2,
         "other|status=404": 2,
     }
-    assert got["broadsheet_texts_total"] == 4
-    assert got["broadsheet_truncated_texts_total"] == 1
-    assert got["broadsheet_predicted_labels_total|label=sport"] == 2
-    assert got["broadsheet_predicted_labels_total|label=science"] == 0
-    assert got["broadsheet_queue_texts"] == 0
-    assert got["broadsheet_model_info|version=fake-1"] == 1
+    assert got["broadsheet_texts_total|version=fake-1"] == 4
+    assert got["broadsheet_truncated_texts_total|version=fake-1"] == 1
+    assert got["broadsheet_predicted_labels_total|label=sport|version=fake-1"] == 2
+    assert got["broadsheet_predicted_labels_total|label=science|version=fake-1"] == 0
+    assert got["broadsheet_queue_texts|version=fake-1"] == 0
+    assert got["broadsheet_model_info|release=stable|version=fake-1"] == 1
+    assert got["broadsheet_model_requests_total|outcome=ok|version=fake-1"] == 2
+    assert got["broadsheet_model_requests_total|outcome=failed|version=fake-1"] == 1
     for phase in ("queue", "tokenize", "inference"):
-        assert got[f"broadsheet_phase_seconds_count|phase={phase}"] == 2
-    assert got["broadsheet_batch_texts_sum"] == 1 + 3 + 1  # the warm-up is a batch, too; one that fails is none
-    assert got["broadsheet_batch_tokens_sum"] == 1 + 3 * 16 + 1
+        assert got[f"broadsheet_phase_seconds_count|phase={phase}|version=fake-1"] == 2
+    assert got["broadsheet_batch_texts_sum|version=fake-1"] == 1 + 3 + 1  # with the warm-up; one that fails is none
+    assert got["broadsheet_batch_tokens_sum|version=fake-1"] == 1 + 3 * 16 + 1
 
 
 def test_each_app_counts_for_itself() -> None:
     for _ in range(2):
         with TestClient(build_api(FakeEngine(), ServeConfig())) as http:
             http.post("/v1/classify", json={"inputs": "sport"})
-            assert scraped(http)["broadsheet_texts_total"] == 1
+            assert scraped(http)["broadsheet_texts_total|version=fake-1"] == 1
 
 
 def test_openmetrics_where_it_is_asked_for() -> None:

@@ -1,0 +1,174 @@
+"""The desk: an actor beside the replicas that knows which lineup is wanted, and what each replica made of it.
+
+Replicas keep asking it for a newer lineup, and each time say what they have. Nothing waits for the desk to answer a
+request: without it, replicas go on with what they have. One that was restarted has forgotten everything, and takes the
+newest lineup that a replica knows. Each deployment has a desk of its own, so that replicas of two deployments, one
+replacing the other, never hear of each other's models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+from pipeline.config import ServeConfig
+from serve.releases import Lineup, Release
+from serve.tally import Tally
+
+PREFIX = "broadsheet-desk-"
+NAMESPACE = "serve"  # Ray Serve's own
+LOST_S = 15.0  # a replica that was silent for so long is gone
+RECALL_S = 3.0  # after a restart, how long to wait for replicas to say what they have
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a replica says of itself.
+
+    Attributes:
+        replica: its id.
+        known: the newest lineup it has heard of; None before the first.
+        serving: the generation it serves; 0: the checkpoint it started with.
+        state: loading a newer one, serving what it knows, failed to, or leaving.
+        reason: why it failed.
+        labels: of its stable model.
+        versions: of the weights of what it has loaded.
+        tallies: of the stable model and the candidate.
+    """
+
+    replica: str
+    known: Lineup | None = None
+    serving: int = 0
+    state: Literal["loading", "serving", "failed", "leaving"] = "loading"
+    reason: str = ""
+    labels: list[str] = field(default_factory=list)
+    versions: dict[Release, str] = field(default_factory=dict)
+    tallies: dict[Release, Tally] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """What the desk knows: the wanted lineup, the endpoint's configuration, the newest report of each replica, and
+    the ids of those that fell silent without taking leave."""
+
+    lineup: Lineup
+    config: ServeConfig
+    reports: dict[str, Report]
+    lost: frozenset[str]
+
+
+class Desk:
+    """The actor's code; works without Ray.
+
+    Args:
+        release: what the deployment serves.
+        config: its configuration.
+        restarted: whether this desk has forgotten what it knew.
+    """
+
+    def __init__(self, release: Release, config: ServeConfig, restarted: bool = False) -> None:
+        self._lineup = self._proven = Lineup(release)
+        self._config = config
+        self._reports: dict[str, Report] = {}
+        self._heard: dict[str, float] = {}
+        self._lost: set[str] = set()
+        self._news = asyncio.Event()
+        self._recalls_until = time.monotonic() + RECALL_S if restarted else 0.0
+
+    async def exchange(self, report: Report, wait_s: float) -> Lineup:
+        """Take a report; answer with the wanted lineup, as soon as it is newer than what the replica knows.
+
+        A replica that starts gets the newest lineup that another one serves already: if loading the newest one kills
+        replicas, it is not what they start with.
+
+        Args:
+            report: of the replica.
+            wait_s: how long to wait for a newer lineup.
+        """
+        self._take(report)
+        if report.known is None:
+            await self._recalled()
+            return self._proven
+        if report.state != "leaving" and self._lineup.generation <= report.known.generation:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), wait_s)
+        return self._lineup
+
+    async def put(self, lineup: Lineup) -> bool:
+        """Want this lineup; False if another one came first."""
+        await self._recalled()
+        if lineup.generation != self._lineup.generation + 1:
+            return False
+        self._adopt(lineup)
+        return True
+
+    async def state(self) -> State:
+        """What is known; replicas that were not heard of for long are left out."""
+        await self._recalled()
+        now = time.monotonic()
+        for replica in [r for r, heard in self._heard.items() if now - heard > LOST_S]:
+            if self._reports[replica].known is not None:  # one that still loads its first model says nothing meanwhile
+                self._lost.add(replica)
+            self._forget(replica)
+        return State(self._lineup, self._config, dict(self._reports), frozenset(self._lost))
+
+    def _take(self, report: Report) -> None:
+        if report.state == "leaving":
+            self._forget(report.replica)
+            return
+        self._reports[report.replica] = report
+        self._heard[report.replica] = time.monotonic()
+        self._lost.discard(report.replica)
+        if report.known is None:
+            return
+        if report.known.generation > self._lineup.generation:
+            self._adopt(report.known)
+        served = report.state == "serving" and report.serving == report.known.generation
+        if served and report.serving > self._proven.generation:
+            self._proven = report.known
+
+    def _adopt(self, lineup: Lineup) -> None:
+        self._lineup = lineup
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _forget(self, replica: str) -> None:
+        self._reports.pop(replica, None)
+        self._heard.pop(replica, None)
+
+    async def _recalled(self) -> None:
+        await asyncio.sleep(max(0.0, self._recalls_until - time.monotonic()))
+
+
+class _Actor(Desk):
+    def __init__(self, release: Release, config: ServeConfig) -> None:
+        super().__init__(release, config, ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def start(release: Release, config: ServeConfig, resources: dict[str, float] | None = None) -> str:
+    """Start a desk for a deployment; returns its name. It outlives this process, and is ended by ``stop``."""
+    name = PREFIX + uuid.uuid4().hex[:12]
+    options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
+    if resources:
+        options["resources"] = resources
+    ray.remote(_Actor).options(**options, max_restarts=-1, max_task_retries=0).remote(release, config)
+    return name
+
+
+def names() -> list[str]:
+    """The desks of the connected cluster."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(a["name"] for a in found if a["namespace"] == NAMESPACE and a["name"].startswith(PREFIX))
+
+
+def stop(*those: str) -> None:
+    """End desks; what is gone already is fine."""
+    for name in those:
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
