@@ -33,8 +33,6 @@ def before_connecting(config: Config, address: str | None, asks: bool = True) ->
     Raises:
         UserError: with the way out.
     """
-    from serve import deploy
-
     joins = cluster.is_named(address)
     exposure.check(config.serve, joins)
     if asks:
@@ -44,6 +42,8 @@ def before_connecting(config: Config, address: str | None, asks: bool = True) ->
         exposure.check_front(config.serve)
     elif not asks:  # Serve may run there already, on this very port
         return
+    from serve import deploy  # with Ray, which takes seconds
+
     try:
         deploy.check_port(config.serve.host, config.serve.port)
     except deploy.HeldByLeftover as e:

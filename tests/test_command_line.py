@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import unused_port
+
+from pipeline.storage import Place
+from serve import keys
 
 
 def broadsheet(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +41,7 @@ def csv(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "run", "prepare", "train", "tune", "evaluate", "predict", "serve", "doctor", "config"]
+    "verb", ["", "run", "prepare", "train", "tune", "evaluate", "predict", "serve", "doctor", "config", "keys"]
 )
 def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     done = broadsheet(*([verb] if verb else []), "--help", folder=tmp_path)
@@ -128,6 +132,30 @@ def test_port_in_use(tmp_path: Path, csv: str) -> None:
 
 def test_nothing_to_serve(tmp_path: Path) -> None:
     assert "no checkpoint in" in refused(broadsheet("serve", folder=tmp_path))
+
+
+def test_nothing_listens_beyond_loopback_by_accident(tmp_path: Path, csv: str) -> None:
+    flags = ["--data", csv, "--model", "lstm", "--port", str(unused_port())]
+    said = refused(broadsheet("run", *flags, "--host", "0.0.0.0", folder=tmp_path))
+    assert "broadsheet keys add NAME" in said
+    assert "--insecure" in said
+    keys.add(Place.of(tmp_path / "broadsheet-keys.json"), "me")
+    said = refused(broadsheet("run", *flags, "--set", "serve.keys=broadsheet-keys.json", folder=tmp_path))
+    assert "BROADSHEET_KEY" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_keys(tmp_path: Path) -> None:
+    done = broadsheet("keys", "add", "ana", "--scope", "admin", folder=tmp_path)
+    assert re.fullmatch(r"bs_[\w-]{43}\n", done.stdout)
+    assert "--set serve.keys=broadsheet-keys.json" in done.stderr
+    assert done.stdout.strip() not in (tmp_path / "broadsheet-keys.json").read_text()
+    broadsheet("keys", "add", "ben", folder=tmp_path)
+    listed = broadsheet("keys", "list", folder=tmp_path).stdout.splitlines()
+    assert [line.split()[:2] for line in listed] == [["ana", "admin"], ["ben", "classify"]]
+    assert broadsheet("keys", "revoke", "ana", folder=tmp_path).returncode == 0
+    assert "has no key 'ana'; it has: ben" in refused(broadsheet("keys", "revoke", "ana", folder=tmp_path))
+    assert "no such file of keys" in refused(broadsheet("keys", "list", "--file", "none.json", folder=tmp_path))
 
 
 def test_unknown_data_set_and_flag(tmp_path: Path) -> None:
