@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.reference import Reference
-from serve import drift, explain, feedback, metrics, open_inference, playground
+from serve import drift_api, explain, feedback, metrics, open_inference, playground
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.requests import receive
@@ -100,7 +100,7 @@ def build_api(
     kept = feedback.add_route(app, service, config, max_texts)
     open_inference.add_routes(app, service, config, max_texts, _release())
     metrics.add_route(app, service.metrics)
-    drift.add_route(app, service.drift, engine.version)
+    drift_api.add_route(app, service.drift, engine.version)
     _answer_errors(app, config)
     return app
 

@@ -15,15 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.evaluate import stability
-from pipeline.evaluate.reference import FILE, FeatureName, Reference, seen
-from serve.errors import Refused
-from serve.responses import documented, json_response
+from pipeline.evaluate.reference import FeatureName, Reference, seen
 
 SLOTS = 60  # of the window; it slides by one at a time
 TOGETHER = 64  # texts counted at once: a request of one text then costs 3 µs instead of 60
@@ -211,19 +208,3 @@ def register(registry: CollectorRegistry, drift: Drift | None, version: str) -> 
     """Show a model's drift among its metrics; without a reference there are no such series."""
     if drift is not None:
         registry.register(Collector(drift, version))
-
-
-def add_route(app: FastAPI, drift: Drift | None, version: str) -> None:
-    """``GET /v1/drift``."""
-
-    @app.get(
-        "/v1/drift",
-        summary="How far the texts of this replica have moved from those of evaluation",
-        response_model=DriftReport,
-        responses=documented("not_found"),
-    )
-    async def drifted() -> Response:
-        if drift is None:
-            message = f"the model has no {FILE} to measure drift from, or it could not be read (the server's log says "
-            raise Refused("not_found", message + "so): 'broadsheet evaluate' makes it")
-        return json_response(drift.report(version).model_dump())
