@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.reference import Reference
-from serve import drift, explain, feedback, metrics, open_inference, playground, security
+from serve import drift_api, explain, feedback, metrics, open_inference, playground, security
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.releases import Release
@@ -128,7 +128,7 @@ def build_app(
     open_inference.add_routes(app, roster, config, max_texts, _release())
     security.secure(app, config)
     metrics.add_route(app, roster.metrics)
-    drift.add_route(app, roster)
+    drift_api.add_route(app, roster)
     _answer_errors(app, config)
     return app
 

@@ -11,21 +11,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import FastAPI, Request, Response
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.evaluate import stability
-from pipeline.evaluate.reference import FILE, FeatureName, Reference, seen
-from serve.errors import Refused
-from serve.responses import RELEASE_HEADER, documented, documented_choice, json_response
-
-if TYPE_CHECKING:
-    from serve.roster import Roster
+from pipeline.evaluate.reference import FeatureName, Reference, seen
 
 SLOTS = 60  # of the window; it slides by one at a time
 TOGETHER = 64  # texts counted at once: a request of one text then costs 3 µs instead of 60
@@ -216,21 +210,3 @@ class Collector:
                     share.add_metric([version, name, one.bin], one.reference)
                     count.add_metric([version, name, one.bin], total)
         yield from (index, rows, needed, behind, share, count)
-
-
-def add_route(app: FastAPI, roster: Roster) -> None:
-    """``GET /v1/drift``."""
-
-    @app.get(
-        "/v1/drift",
-        summary="How far the texts of this replica have moved from those of evaluation",
-        response_model=DriftReport,
-        responses=documented("not_found", "invalid"),
-        openapi_extra=documented_choice(),
-    )
-    async def drifted(request: Request) -> Response:
-        running = roster.asked(request.headers.get(RELEASE_HEADER)) or roster.stable
-        if running.service.drift is None:
-            message = f"the model has no {FILE} to measure drift from, or it could not be read (the server's log says "
-            raise Refused("not_found", message + "so): 'broadsheet evaluate' makes it")
-        return json_response(running.service.drift.report(running.engine.version).model_dump())

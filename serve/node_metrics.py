@@ -18,6 +18,15 @@ PERIOD_S = 5.0  # the agent itself is told every 10 s (Ray's metrics_report_inte
 log = logging.getLogger("ray.serve")
 
 
+class _Utf8(str):
+    """The value of a label. Ray 2.60 asks it for ASCII, which the name of a class need not be; the rest takes UTF-8."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return super().encode("utf-8", errors)
+
+
 class Mirror:
     """Copies the series of a registry into Ray's metrics, in a thread of its own that ends with the process.
 
@@ -54,7 +63,7 @@ class Mirror:
                 if sample.name not in self._gauges:
                     keys = tuple(sorted(sample.labels))
                     self._gauges[sample.name] = Gauge(sample.name, family.documentation, tag_keys=keys)  # type: ignore[arg-type]  # it says tuple[str], and takes more
-                self._gauges[sample.name].set(sample.value, tags=dict(sample.labels))
+                self._gauges[sample.name].set(sample.value, tags={k: _Utf8(v) for k, v in sample.labels.items()})
 
     def _run(self) -> None:
         try:

@@ -127,6 +127,10 @@ def test_each_replica_is_on_its_nodes_port_of_metrics(url: str) -> None:
     share = samples["ray_broadsheet_drift_reference"].labels
     assert {"replica", "deployment", "application", "version", "feature", "bin"} <= set(share)
     assert samples["ray_broadsheet_phase_seconds_bucket"].labels["le"]
+    found = {
+        s.labels["label"] for f in families for s in f.samples if s.name == "ray_broadsheet_predicted_labels_total"
+    }
+    assert found == set(LABELS)
 
 
 BAD: list[tuple[bytes, int]] = [
