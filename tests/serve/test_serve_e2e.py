@@ -215,7 +215,10 @@ def test_only_loopback_listens(url: str, settings: Config) -> None:
     import ray
 
     ((_, command),) = haproxy.running(deploy._haproxy_config())
-    text = Path(command.split(" -f ")[1].split()[0]).read_text()
+    file = Path(command.split(" -f ")[1].split()[0])
+    until = time.monotonic() + 60
+    while haproxy.CLIENT_HEADER.decode() not in (text := file.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)  # Ray has just written it for a reload; HAProxy reads what the stand-in makes of it
     binds = re.findall(r"^\s*bind (\S+):(\d+)", text, re.MULTILINE)
     servers = re.findall(r"^\s*server \S+ (\S+):(\d+)", text, re.MULTILINE)
     assert len(binds) == 3
