@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request, Response
 from pipeline.evaluate.reference import FILE
 from serve.drift import DriftReport
 from serve.errors import Refused
+from serve.keys import need_admin
 from serve.responses import RELEASE_HEADER, documented, documented_choice, json_response
 from serve.roster import Roster
 
@@ -22,6 +23,7 @@ def add_route(app: FastAPI, roster: Roster) -> None:
         openapi_extra=documented_choice(),
     )
     async def drifted(request: Request) -> Response:
+        need_admin(request)
         running = roster.asked(request.headers.get(RELEASE_HEADER)) or roster.stable
         if running.service.drift is None:
             message = f"the model has no {FILE} to measure drift from, or it could not be read (the server's log says "
