@@ -116,7 +116,7 @@ def test_each_replica_is_on_its_nodes_port_of_metrics(url: str) -> None:
     (node,) = ray.nodes()
     port = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     for _ in range(60):
-        families = text_string_to_metric_families(httpx.get(port).text)
+        families = list(text_string_to_metric_families(httpx.get(port).text))
         samples = {s.name: s for f in families for s in f.samples if s.name.startswith("ray_broadsheet_")}
         if "ray_broadsheet_drift_bin_total" in samples and samples["ray_broadsheet_texts_total"].value:
             break
