@@ -4,7 +4,7 @@
 
 The load comes from ``wrk`` (a package of every Linux), on the same cores: texts of the AG News test set, one a request
 from 32 clients and from 1, and lists of 64. The sides: FastAPI with a transformers pipeline; FastAPI with ONNX Runtime
-in 8 bits and fixed-size batches (both in ``rivals.py``); ``broadsheet serve`` with one replica on all cores. Beside
+in 8 bits and fixed-size batches (both in ``rivals.py``); ``broadsheet serve`` with one replica per core. Beside
 them stands what our engine does in this process with no server, cleaning and tokenizing included. Needs
 ``pip install 'broadsheet[onnx]'``. Without ``--checkpoint`` the short AG News job is trained first.
 """
@@ -159,7 +159,7 @@ def main() -> None:
         engine, record = load(found, config, print)
         rival = [sys.executable, str(HERE / "rivals.py")]
         ours = [str(Path(sys.executable).with_name("broadsheet")), "serve", found, "--port", "8127"]
-        ours += ["--set", f"serve.cpus_per_replica={cores}", "--set", "serve.max_replicas=1"]
+        ours += ["--set", f"serve.min_replicas={cores}", "--set", f"serve.max_replicas={cores}"]
         sides = {
             "pipeline": ([*rival, "pipeline", found, "8125"], "http://127.0.0.1:8125/classify"),
             "onnx": ([*rival, "onnx", found, "8126"], "http://127.0.0.1:8126/classify"),

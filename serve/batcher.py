@@ -1,13 +1,15 @@
 """The queue policy: which waiting texts the model takes next. Pure: no HTTP, no Ray, no torch, no threads.
 
 A forward pass over a padded batch costs ``rows x longest`` tokens, so a batch is good when its texts are
-about equally long. The oldest text always goes first; then its neighbours in length fill the batch up to the
-token budget. Nothing starves, because each batch takes the oldest text whatever its length, and nothing waits
+about equally long. The oldest text always goes first; then its neighbours in length fill the batch, up to the
+token budget, and up to as much padding as a forward pass of its own would cost: beyond that, two passes are
+faster than one. Nothing starves, because each batch takes the oldest text whatever its length, and nothing waits
 for company: a free model takes what is there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,8 +58,9 @@ class Queue:
     for everything that was let in and is not on the model yet.
     """
 
-    def __init__(self, batch_tokens: int, limit: int) -> None:
+    def __init__(self, batch_tokens: int, limit: int, pass_tokens: float = math.inf) -> None:
         self.batch_tokens = batch_tokens
+        self.pass_tokens = pass_tokens
         self.limit = limit
         self._entries: list[Entry] = []
         self._reserved = 0
@@ -95,7 +98,7 @@ class Queue:
         for entry in self._entries:
             if not entry.ticket.cancelled:
                 (expired if entry.ticket.deadline < now else alive).append(entry)
-        chosen = fill(alive, self.batch_tokens)
+        chosen = fill(alive, self.batch_tokens, self.pass_tokens)
         self._entries = [entry for i, entry in enumerate(alive) if i not in chosen]
         return Batch([alive[i] for i in sorted(chosen)], expired)
 
@@ -105,31 +108,44 @@ class Queue:
         return entries
 
 
-def fill(waiting: Sequence[Entry], batch_tokens: int) -> set[int]:
-    """Positions of the next batch: the first of ``waiting``, then its neighbours in length within the budget.
+def fill(waiting: Sequence[Entry], batch_tokens: int, pass_tokens: float = math.inf) -> set[int]:
+    """Positions of the next batch: the first of ``waiting``, then its neighbours in length within two bounds.
 
     The first text is taken even if it alone is over the budget. Among neighbours the closer in length comes
     first, and among equally long texts the older.
+
+    Args:
+        waiting: oldest first.
+        batch_tokens: the most that rows x longest may be.
+        pass_tokens: the most padding; what a forward pass costs whatever is in it, in tokens that the same time
+            would do in a large batch.
     """
     if not waiting:
         return set()
     order = sorted(range(len(waiting)), key=lambda i: (waiting[i].tokens, i))
     low = high = order.index(0)
     first = longest = waiting[0].tokens
+    padding = 0
     chosen = {0}
     while True:
         rows = len(chosen) + 1
         shorter = longer = None
         if low > 0 and rows * longest <= batch_tokens:
-            shorter = first - waiting[order[low - 1]].tokens
-        if high + 1 < len(order) and rows * waiting[order[high + 1]].tokens <= batch_tokens:
-            longer = waiting[order[high + 1]].tokens - first
+            tokens = waiting[order[low - 1]].tokens
+            if padding + longest - tokens <= pass_tokens:
+                shorter = first - tokens
+        if high + 1 < len(order):
+            tokens = waiting[order[high + 1]].tokens
+            if rows * tokens <= batch_tokens and padding + len(chosen) * (tokens - longest) <= pass_tokens:
+                longer = tokens - first
         if shorter is None and longer is None:
             return chosen
         if longer is None or (shorter is not None and shorter <= longer):
             low -= 1
             chosen.add(order[low])
+            padding += longest - waiting[order[low]].tokens
         else:
             high += 1
+            padding += len(chosen) * (waiting[order[high]].tokens - longest)
             chosen.add(order[high])
             longest = waiting[order[high]].tokens

@@ -59,6 +59,7 @@ class Engine(Protocol):
     version: str
     max_tokens: int
     runs: dict[str, str]
+    pass_tokens: float
 
     def encode(self, texts: Sequence[str]) -> Encoded: ...
     def length(self, text: str) -> int: ...
@@ -110,6 +111,7 @@ class Service:
             batch_tokens=config.batch_tokens,
             max_queue=config.max_queue,
             timeout_s=config.timeout_s,
+            pass_tokens=engine.pass_tokens,
             observe=self.metrics.batch,
         )
         # Fast tokenizers refuse two threads at once ("Already borrowed"): one lock, one thread.

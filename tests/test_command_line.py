@@ -41,7 +41,8 @@ def csv(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "run", "prepare", "train", "tune", "evaluate", "predict", "serve", "export", "doctor", "config", "keys"]
+    "verb",
+    ["", "run", "prepare", "train", "tune", "evaluate", "predict", "serve", "export", "doctor", "config", "keys"],
 )
 def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     done = broadsheet(*([verb] if verb else []), "--help", folder=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class Classifier:
         single, batch: what runs one text and what runs several, if not the network as it is: padded token ids and
             mask, both [rows, longest] int64, to logits [rows, labels].
         runs: names of the two, for people.
+        pass_tokens: what one forward pass costs whatever is in it, in tokens that the same time would do in a large
+            batch; infinite where it was not measured.
     """
 
     def __init__(self, folder: Path, kind: str = "auto") -> None:
@@ -71,6 +74,7 @@ class Classifier:
         self.single: Runtime | None = None
         self.batch: Runtime | None = None
         self.runs = {"single": "torch", "batch": "torch"}
+        self.pass_tokens = math.inf
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = build.load(folder).to(self.device)
         if self.network.config.num_labels != len(self.labels):

@@ -20,6 +20,7 @@ class Measured:
         rows_per_s: texts a second in batches of like lengths.
         agreement: share of rows, 0 to 1, whose best label is that of the network as evaluated.
         accuracy_loss: accuracy of the network as evaluated less this one's, on the same rows.
+        pass_tokens: what one forward pass costs whatever is in it, in tokens that the same time would do in a batch.
         failed: why it could not be made or run; the figures are 0 then.
     """
 
@@ -28,6 +29,7 @@ class Measured:
     rows_per_s: float = 0.0
     agreement: float = 0.0
     accuracy_loss: float = 0.0
+    pass_tokens: float = 0.0
     failed: str | None = None
 
     @property

@@ -59,6 +59,7 @@ def load(checkpoint: str, config: ServeConfig, say: Callable[[str], None] = log.
         classifier.single = classifier.batch = None
         log.warning("%s: the engine %s cannot be loaded (%s): torch serves instead", folder, record.choice, e)
         record = Record(Choice(runtimes.TORCH, runtimes.TORCH), record.measured, reason=f"{e}")
+    classifier.pass_tokens = record.pass_tokens
     classifier.runs = {"single": record.choice.single, "batch": record.choice.batch}
     return classifier, record
 

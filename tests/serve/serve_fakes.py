@@ -17,6 +17,7 @@ class FakeEngine:
     labels = ["business", "science", "sport", "world"]  # noqa: RUF012
     version = "fake-1"
     max_tokens = 16
+    pass_tokens = float("inf")
     runs = {"single": "fake", "batch": "fake"}  # noqa: RUF012
 
     def __init__(self, seconds: float = 0.0) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.batcher import Entry, Queue, QueueFull, Ticket
+from serve.batcher import Entry, Queue, QueueFull, Ticket, fill
 
 
 def waiting(*tokens: int, deadline: float = 100.0) -> list[Entry]:
@@ -30,6 +30,22 @@ def test_oldest_first_then_neighbours_in_length() -> None:
     assert lengths(queue.take(0).entries) == [90]
     assert lengths(queue.take(0).entries) == [1, 50]
     assert queue.take(0).entries == []
+
+
+def test_padding_costs_no_more_than_a_pass_of_its_own() -> None:
+    assert sorted(fill(waiting(40, 60, 42, 10, 38), 1_000)) == [0, 1, 2, 3, 4]
+    assert sorted(fill(waiting(40, 60, 42, 10, 38), 1_000, 8)) == [0, 2, 4]  # 38 and 40 are padded to 42: 6 tokens
+    assert sorted(fill(waiting(40, 60, 42, 10, 38), 1_000, 5)) == [0, 4]
+    assert sorted(fill(waiting(40, 60, 42, 40, 38), 1_000, 0)) == [0, 3]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 400), st.integers(0, 200))
+def test_every_batch_keeps_both_bounds(tokens: list[int], budget: int, pass_tokens: int) -> None:
+    chosen = [tokens[i] for i in fill(waiting(*tokens), budget, pass_tokens)]
+    assert tokens[0] in chosen
+    area = len(chosen) * max(chosen)
+    assert area <= max(budget, tokens[0])
+    assert area - sum(chosen) <= pass_tokens
 
 
 def test_a_text_over_the_budget_still_goes() -> None:
