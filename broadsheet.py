@@ -244,7 +244,7 @@ KEY_FILE = click.option(
     "--scope",
     type=click.Choice(["classify", "admin"]),
     default="classify",
-    help="admin: feedback and metrics, too. [classify]",
+    help="admin: feedback, metrics and drift, too. [classify]",
 )
 def keys_add(name: str, file: str, scope: Literal["classify", "admin"]) -> None:
     """Make a key for NAME and print it, this once; the file keeps only a digest."""

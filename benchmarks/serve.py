@@ -155,8 +155,9 @@ def main() -> None:
         one.write_text("".join(json.dumps({"inputs": t}) + "\n" for t in texts))
         lists.write_text("".join(json.dumps({"inputs": texts[i : i + LIST]}) + "\n" for i in range(0, 3_200, LIST)))
         cores = os.cpu_count() or 1
-        config = ServeConfig(cpus_per_replica=cores)
-        engine, record = load(found, config, print)
+        _, record = load(found, ServeConfig(), print)  # as a replica of one core does: the same engine for the baseline
+        config = ServeConfig(cpus_per_replica=cores, engine=record.choice.batch)
+        engine, _ = load(found, config, print)
         rival = [sys.executable, str(HERE / "rivals.py")]
         ours = [str(Path(sys.executable).with_name("broadsheet")), "serve", found, "--port", "8127"]
         ours += ["--set", f"serve.min_replicas={cores}", "--set", f"serve.max_replicas={cores}"]

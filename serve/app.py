@@ -34,20 +34,20 @@ log = logging.getLogger("ray.serve")
 class Replica:
     """The models behind the HTTP API. Only a path, the configuration and the desk's name travel to it."""
 
-    def __init__(self, checkpoint: str, config: ServeConfig, desk: str) -> None:
+    def __init__(self, own: Release, config: ServeConfig, desk: str) -> None:
         self.config = config
         self.desk = desk
         self.id: str = serve.get_replica_context().replica_id.unique_id
         if config.feedback:
             feedback.prepare(config.feedback)
         # Here and not in the API's start: a model that cannot run fails the deployment with its reason.
-        release, model = first_model(Release(checkpoint), follow.first(desk, self.id), self.load)
+        release, model = first_model(own, follow.first(desk, self.id), lambda r: load_model(r, config))
         self.roster = Roster(release, model, config, self.load)
         self.api: FastAPI | None = None
 
     def load(self, release: Release) -> Model:
-        """A model that may take traffic."""
-        return load_model(release, self.config)
+        """A model that may take traffic. Another one answers meanwhile, so engines are not measured here."""
+        return load_model(release, self.config, measure=False)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
         self.api = build_app(self.roster, self.config, self.follow)
@@ -79,22 +79,41 @@ def first_model(own: Release, lineup: Lineup | None, load: Callable[[Release], M
     return own, load(own)
 
 
-def load_model(release: Release, config: ServeConfig) -> Model:
+def load_model(release: Release, config: ServeConfig, measure: bool = True) -> Model:
     """Load a checkpoint and check that it may take traffic.
+
+    Args:
+        release: the checkpoint.
+        config: the serve section.
+        measure: whether engines may be measured, if they were not yet.
 
     Raises:
         UserError: it is damaged, is not what it was, or fails its golden rows.
     """
     folder = Place.of(release.checkpoint)
-    engine = load_engine(release.checkpoint, config)
+    engine = load_engine(release.checkpoint, config, measure)
     if release.version not in ("", engine.version):
         raise UserError(f"{folder} has changed: it was {release.version}, and is {engine.version} now")
     engine.logits(engine.encode(["warm-up"]).ids)
     golden = Golden.load(folder)
-    failure = golden.failure(lambda texts: answers(engine, texts, config.batch_tokens)) if golden is not None else None
+    failure = refusal(engine, golden, config.batch_tokens)
+    if failure is not None and set(engine.runs.values()) != {"torch"}:
+        log.warning("%s: %s by %s: torch serves instead", folder, failure, engine.runs)
+        engine.as_it_is()
+        failure = refusal(engine, golden, config.batch_tokens)
     if failure is not None:
         raise UserError(f"{folder} may not take traffic: {failure}")
     return Model(engine, load_index(release.checkpoint, engine), load_reference(release.checkpoint, engine))
+
+
+def refusal(engine: Engine, golden: Golden | None, batch_tokens: int) -> str | None:
+    """Why a model may not take traffic, by its golden rows in batches and, if another engine runs those, one by one."""
+    if golden is None:
+        return None
+    failure = golden.failure(lambda texts: answers(engine, texts, batch_tokens))
+    if failure is None and engine.runs["single"] != engine.runs["batch"]:
+        failure = golden.failure(lambda texts: np.concatenate([engine.logits([r]) for r in engine.encode(texts).ids]))
+    return failure
 
 
 def answers(engine: Engine, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
@@ -104,12 +123,12 @@ def answers(engine: Engine, texts: Sequence[str], batch_tokens: int) -> np.ndarr
     return np.concatenate([engine.logits(ids[part]) for part in parts])
 
 
-def load_engine(checkpoint: str, config: ServeConfig) -> Engine:
+def load_engine(checkpoint: str, config: ServeConfig, measure: bool = True) -> Engine:
     """The checkpoint with the engine that serves it best, and as many threads as the replica has CPUs."""
     from serve.engine.load import load
 
     engine: Engine
-    engine, record = load(checkpoint, config)
+    engine, record = load(checkpoint, config, measure=measure)
     log.info("%s: single texts by %s, batches by %s", checkpoint, record.choice.single, record.choice.batch)
     return engine
 
@@ -151,15 +170,13 @@ def load_reference(checkpoint: str, engine: Engine) -> Reference | None:
     return reference
 
 
-def application(
-    checkpoint: str, config: ServeConfig, desk: str, resources: dict[str, float] | None = None
-) -> Application:
-    """The Ray Serve application for a checkpoint folder that every node can read, and its desk's name."""
+def application(own: Release, config: ServeConfig, desk: str, resources: dict[str, float] | None = None) -> Application:
+    """The Ray Serve application for a checkpoint that every node can read, and its desk's name."""
     # A relative path means something else on a replica.
     given = {"feedback": config.feedback, "keys": config.keys}
     config = config.model_copy(update={key: str(Place.of(where)) for key, where in given.items() if where})
     deployment: Deployment = serve.deployment(**options(config, resources))(serve.ingress()(Replica))
-    return deployment.bind(checkpoint, config, desk)
+    return deployment.bind(own, config, desk)
 
 
 def options(config: ServeConfig, resources: dict[str, float] | None = None) -> dict[str, Any]:

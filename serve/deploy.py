@@ -63,9 +63,10 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     url = base_url(config.serve)
     own = ""
     try:
-        resources = _pinned(config.serve)
-        own = desk.start(Release(folder, version_of(Place.of(folder))), config.serve, resources)
-        app = application(folder, config.serve, own, resources)
+        resources = pinned(config.serve)
+        release = Release(folder, version_of(Place.of(folder)))
+        own = desk.start(release, config.serve, resources)
+        app = application(release, config.serve, own, resources)
         serve.run_many(
             [serve.RunTarget(app, name=NAME, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
@@ -190,7 +191,7 @@ def _joined(config: ServeConfig) -> bool:
     return True
 
 
-def _pinned(config: ServeConfig) -> dict[str, float]:
+def pinned(config: ServeConfig) -> dict[str, float]:
     """On several nodes, a loopback endpoint can only reach replicas on its own node: keep them here.
 
     Raises:

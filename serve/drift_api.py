@@ -19,7 +19,7 @@ def add_route(app: FastAPI, roster: Roster) -> None:
         "/v1/drift",
         summary="How far the texts of this replica have moved from those of evaluation",
         response_model=DriftReport,
-        responses=documented("not_found", "invalid"),
+        responses=documented("forbidden", "not_found", "invalid"),
         openapi_extra=documented_choice(),
     )
     async def drifted(request: Request) -> Response:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.drift import Collector, Drift
 from serve.keys import need_admin
+from serve.responses import documented
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -136,7 +137,12 @@ def add_route(app: FastAPI, metrics: Metrics) -> None:
     """``GET /metrics``, and a count of every request."""
     app.add_middleware(_Counted, metrics=metrics)
 
-    @app.get("/metrics", summary="Prometheus metrics of this replica", response_class=Response)
+    @app.get(
+        "/metrics",
+        summary="Prometheus metrics of this replica",
+        response_class=Response,
+        responses=documented("forbidden"),
+    )
     async def scrape(request: Request) -> Response:
         need_admin(request)
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -170,7 +170,9 @@ def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release]
             f"{folder} has no golden rows, so nobody can tell whether it works: run 'broadsheet evaluate' on it first "
             "(or say --unchecked)"
         )
-    report = next(iter(state.reports.values()))
+    report = next((r for r in state.reports.values() if r.known is not None), None)
+    if report is None:
+        raise WorkFailed("no replica serves yet: try again when one does")
     if report.labels != labels and not unchecked:
         lost, added = ([x for x in a if x not in b] for a, b in ((report.labels, labels), (labels, report.labels)))
         said = [
@@ -190,6 +192,7 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
     import ray
 
     from serve.app import load_model
+    from serve.deploy import pinned
 
     free = ray.available_resources()
     need = {"CPU": config.cpus_per_replica, "GPU": config.gpus_per_replica}
@@ -201,7 +204,8 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
     def load(where: str) -> str:
         return load_model(Release(where), config).engine.version
 
-    size = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "max_retries": 0}
+    size: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "max_retries": 0}
+    size["resources"] = pinned(config)  # where the replicas are, and the checkpoint
     task = ray.remote(load).options(**size).remote(str(folder))
     try:
         return str(ray.get(task, timeout=CHECK_S))

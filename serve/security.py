@@ -85,7 +85,8 @@ def is_open(scope: Scope) -> bool:
     """Whether a request needs no key. The page does not: it says nothing, and asks for a key itself."""
     path = scope["path"]
     if path == "/":
-        return any(name == b"accept" and wants_html(value.decode("latin-1")) for name, value in scope["headers"])
+        accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")  # the one the page reads
+        return wants_html(accept.decode("latin-1"))
     return path in OPEN
 
 

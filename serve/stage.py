@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -14,6 +15,7 @@ import click
 
 from pipeline import cluster, console
 from pipeline.config import Config
+from pipeline.errors import WorkFailed
 from pipeline.storage import Place
 from serve import client, exposure, haproxy, tls
 
@@ -142,8 +144,9 @@ def _deploy(checkpoint: Place, config: Config) -> str:
     console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
                 f"{s.cpus_per_replica:g} CPU{'' if not s.haproxy else ', HAProxy in front'}), {url}/docs")  # fmt: skip
     context = tls.trusting(s.tls_cert) if s.tls_cert else None
-    runs = client.request(f"{url}/ready", context=context)["engine"]
-    console.say("serve", f"engine: {runs['single']} for single texts, {runs['batch']} for batches")
+    with contextlib.suppress(WorkFailed):  # said for information; the endpoint has answered already
+        runs = client.request(f"{url}/ready", context=context)["engine"]
+        console.say("serve", f"engine: {runs['single']} for single texts, {runs['batch']} for batches")
     if s.keys is None and not exposure.is_loopback(s.host):
         console.warn("serve", f"whoever reaches {s.host}:{s.port} may ask: there are no keys (--insecure)")
     return url

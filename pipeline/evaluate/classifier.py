@@ -115,6 +115,12 @@ class Classifier:
         """Where each word of a cleaned text begins and ends, as far as the network reads it."""
         return self._tokenizer.words(cleaned)
 
+    def as_it_is(self) -> None:
+        """Run the network itself from now on, whatever ``single`` and ``batch`` were."""
+        self.single = self.batch = None
+        self.runs = dict.fromkeys(self.runs, "torch")
+        self.pass_tokens = math.inf
+
     def padded(self, ids: Sequence[Ids]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows as a runtime takes them: token ids and mask, both [rows, longest]."""
         offsets = np.zeros(len(ids) + 1, np.int64)

@@ -25,23 +25,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.golden import Golden, agreement
 from pipeline.storage import Place
 from pipeline.train import batches
 from serve.engine import onnx_file, runtimes
 from serve.engine.choice import Choice, Measured, choose
-from serve.engine.runtimes import Runtime
+from serve.engine.runtimes import Runtime, first_line
 
 log = logging.getLogger("ray.serve")
 
-VERSION = 2  # raise it whenever a runtime is made in another way
+VERSION = 3  # raise it whenever a runtime is made in another way
 FOLDER = "engines"
 MIN_ROWS = 200  # golden rows; one in 200 is what may differ
 MAX_ROWS = 1_000
 SINGLES = 40  # texts that are run alone
-BUDGET_S = 90.0  # of measuring; MIN_ROWS are run whatever it takes
+BUDGET_S = 90.0  # of measuring; MIN_ROWS are run even so
+MOST_S = 200.0  # a network that would take longer over MIN_ROWS serves as it is: whoever starts it would give up
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def kind_of_machine() -> tuple[str, dict[str, Any]]:
         "gpu": gpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "onnxruntime": _release("onnxruntime"),
+        **{package: _release(package) for package in ("onnxruntime", "onnx", "onnxscript")},
         "version": VERSION,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
@@ -112,15 +112,21 @@ def known(folder: Place, classifier: Classifier) -> Record | None:
         if {choice.single, choice.batch} - set(runtimes.NAMES):
             return None
         measured = tuple(Measured(**m) for m in content["measured"])
+        if not all(math.isfinite(m.single_ms + m.rows_per_s + m.pass_tokens) for m in measured):
+            return None
         digests = tuple((str(k), str(v)) for k, v in content["digests"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as e:
+    except Exception as e:  # whatever lies there
         log.warning("%s cannot be read (%s): the engines are measured again", file, e)
         return None
     return Record(choice, measured, None, digests)
 
 
 def export(
-    folder: Place, classifier: Classifier, batch_tokens: int, say: Callable[[str], None] = log.info
+    folder: Place,
+    classifier: Classifier,
+    batch_tokens: int,
+    say: Callable[[str], None] = log.info,
+    may_measure: bool = True,
 ) -> tuple[Record, dict[str, Runtime]]:
     """Measure the runtimes and leave the outcome with the checkpoint, or find it done.
 
@@ -129,6 +135,7 @@ def export(
         classifier: loaded from it.
         batch_tokens: rows x longest of a batch.
         say: told what takes long.
+        may_measure: else what is not known yet stays so.
 
     Returns:
         The record, and the runtimes of its choice as far as they are at hand already.
@@ -145,23 +152,29 @@ def export(
         golden = Golden.load(folder)
         if golden is None or len(golden.texts) < MIN_ROWS:
             reason = f"under {MIN_ROWS} golden rows to measure on: 'broadsheet evaluate' leaves them with a checkpoint"
+        elif not may_measure:
+            reason = "not measured on this kind of machine: 'broadsheet export' does it"
+        elif (seconds := _seconds_a_text(classifier, golden)) * MIN_ROWS * len(runtimes.NAMES) > MOST_S:
+            reason = f"at {seconds:.2f} s a text, measuring would take too long: name an engine with serve.engine"
     if golden is None or reason is not None:
         return Record(Choice(runtimes.TORCH, runtimes.TORCH), reason=reason), {}
     say("measuring engines, once for this checkpoint and kind of machine")
     with tempfile.TemporaryDirectory(prefix="broadsheet-engines-") as temporary:
-        made, failed = _made(classifier, Path(temporary))
+        made, failed, passing = _made(classifier, Path(temporary))
         measured = (*measure(classifier, golden, made, batch_tokens), *failed)
         choice = choose(measured)
         chosen = {choice.single, choice.batch}
         files = {n: Path(temporary, f"{n}.onnx").read_bytes() for n in sorted(chosen) if n.startswith(runtimes.ONNX)}
         digests = tuple((name, hashlib.sha256(content).hexdigest()) for name, content in files.items())
         record = Record(choice, measured, None, digests)
-        _save(folder, classifier, record, files)
+        if not passing:
+            _save(folder, classifier, record, files)
     return record, {name: runtime for name, runtime in made.items() if name in chosen}
 
 
-def _made(classifier: Classifier, temporary: Path) -> tuple[dict[str, Runtime], list[Measured]]:
-    """Every runtime that this machine can make, and why it cannot make the others."""
+def _made(classifier: Classifier, temporary: Path) -> tuple[dict[str, Runtime], list[Measured], bool]:
+    """Every runtime that this machine can make, why it cannot make the others, and whether that may pass (a full
+    disk): then it is tried again at the next start."""
     makers: dict[str, Callable[[], Runtime]] = {runtimes.TORCH_INT8: lambda: runtimes.in_torch_int8(classifier.network)}
     plain, small = temporary / f"{runtimes.ONNX}.onnx", temporary / f"{runtimes.ONNX_INT8}.onnx"
 
@@ -176,17 +189,26 @@ def _made(classifier: Classifier, temporary: Path) -> tuple[dict[str, Runtime], 
     if _release("onnxruntime"):
         makers |= {runtimes.ONNX: in_onnx, runtimes.ONNX_INT8: in_onnx_int8}
     made: dict[str, Runtime] = {}
-    failed = []
+    failed, passing = [], False
     for name, make in makers.items():
         try:
             made[name] = make()
-        except (ImportError, RuntimeError, AttributeError, OSError, ValueError) as e:
-            failed.append(Measured(name, failed=f"cannot be made: {_first_line(e)}"))
-    return made, failed
+        except Exception as e:  # exporters raise whatever their parts do
+            failed.append(Measured(name, failed=f"cannot be made: {first_line(e)}"))
+            passing = passing or isinstance(e, (OSError, MemoryError))
+    return made, failed, passing
 
 
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+def _seconds_a_text(classifier: Classifier, golden: Golden) -> float:
+    """What the network takes for a text of middling length."""
+    ids = sorted(classifier.encode(golden.head(MIN_ROWS).texts).ids, key=len)
+    inputs, mask = classifier.padded([ids[len(ids) // 2]])
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        classifier.as_evaluated(inputs, mask)
+        took.append(time.perf_counter() - began)
+    return min(took)
 
 
 def measure(
@@ -215,7 +237,7 @@ def measure(
         except Exception as e:  # a runtime may raise anything; then it does not serve
             if name == runtimes.TORCH:
                 raise
-            failed[name] = f"cannot run: {_first_line(e)}"
+            failed[name] = f"cannot run: {first_line(e)}"
         return clock() - began
 
     until = clock() + BUDGET_S
@@ -270,7 +292,7 @@ def _save(folder: Place, classifier: Classifier, record: Record, files: dict[str
         for runtime, digest in record.digests:
             (target / onnx_name(runtime, digest)).write_bytes(files[runtime])
         (target / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    except (OSError, UserError) as e:
+    except Exception as e:  # a store that cannot be written says so in many ways
         log.warning("the choice of engine cannot be kept in %s (%s): it is made again at the next start", folder, e)
 
 

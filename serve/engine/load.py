@@ -22,13 +22,16 @@ from serve.engine.runtimes import Runtime
 log = logging.getLogger("ray.serve")
 
 
-def load(checkpoint: str, config: ServeConfig, say: Callable[[str], None] = log.info) -> tuple[Classifier, Record]:
+def load(
+    checkpoint: str, config: ServeConfig, say: Callable[[str], None] = log.info, measure: bool = True
+) -> tuple[Classifier, Record]:
     """The checkpoint in memory, with as many threads as a replica has CPUs, and what was chosen to run it.
 
     Args:
         checkpoint: folder or URI.
         config: the serve section; ``engine`` is 'auto' or one of ``runtimes.NAMES``.
         say: told what takes long.
+        measure: whether 'auto' may measure; else it takes what is known, or torch.
 
     Raises:
         UserError: the checkpoint cannot be loaded, or not with the engine that is asked for.
@@ -41,7 +44,7 @@ def load(checkpoint: str, config: ServeConfig, say: Callable[[str], None] = log.
         classifier.single = classifier.batch = runtime
         classifier.runs = dict.fromkeys(classifier.runs, config.engine)
         return classifier, Record(Choice(config.engine, config.engine), reason="as configured")
-    record, made = export.export(folder, classifier, config.batch_tokens, say)
+    record, made = export.export(folder, classifier, config.batch_tokens, say, measure)
     try:
         classifier.single = _of_record(record.choice.single, record, made, folder, classifier)
         classifier.batch = (
@@ -49,13 +52,7 @@ def load(checkpoint: str, config: ServeConfig, say: Callable[[str], None] = log.
             if record.choice.batch == record.choice.single
             else _of_record(record.choice.batch, record, made, folder, classifier)
         )
-    except (
-        ImportError,
-        RuntimeError,
-        AttributeError,
-        OSError,
-        UserError,
-    ) as e:  # what was chosen is gone: slower is better than not
+    except Exception as e:  # what was chosen is gone: slower is better than not
         classifier.single = classifier.batch = None
         log.warning("%s: the engine %s cannot be loaded (%s): torch serves instead", folder, record.choice, e)
         record = Record(Choice(runtimes.TORCH, runtimes.TORCH), record.measured, reason=f"{e}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve.engine.runtimes import has_vnni
+from serve.engine.runtimes import first_line, has_vnni
 
 OPSET = 18
 
@@ -47,8 +47,10 @@ def write(model: nn.Module, file: Path) -> None:
                 output_names=["logits"], dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False,
                 opset_version=OPSET,
             )  # fmt: skip
+    except OSError:
+        raise
     except Exception as e:  # torch's exporter raises whatever its parts do
-        raise RuntimeError(f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200]}") from e
+        raise RuntimeError(f"{type(e).__name__}: {first_line(e)}") from e
 
 
 def quantize(file: Path, out: Path) -> None:
@@ -65,8 +67,10 @@ def quantize(file: Path, out: Path) -> None:
                 file, out, weight_type=QuantType.QInt8, per_channel=True, reduce_range=not has_vnni(),
                 op_types_to_quantize=["MatMul", "Gemm"],
             )  # fmt: skip
+    except OSError:
+        raise
     except Exception as e:  # as above
-        raise RuntimeError(f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200]}") from e
+        raise RuntimeError(f"{type(e).__name__}: {first_line(e)}") from e
 
 
 @contextlib.contextmanager

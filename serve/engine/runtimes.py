@@ -31,6 +31,11 @@ NAMES = (TORCH, TORCH_INT8, ONNX, ONNX_INT8)
 RECURRENT = ("broadsheet-lstm", "broadsheet-linear")  # nothing in them that 8 bits or ONNX would speed up
 
 
+def first_line(e: BaseException) -> str:
+    """What went wrong, in a line."""
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+
+
 def has_vnni() -> bool:
     """Whether 8-bit products are summed in 32 bits at once. Without, pairs are summed in 16 bits first, which two
     large activations overflow: they then get 7 bits."""
@@ -122,7 +127,7 @@ def in_onnx(file: Path) -> Runtime:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions have no common base
-        raise RuntimeError(f"ONNX Runtime cannot read {file.name}: {str(e).splitlines()[0][:200]}") from e
+        raise RuntimeError(f"ONNX Runtime cannot read {file.name}: {first_line(e)}") from e
     wanted = {i.name for i in session.get_inputs()}
 
     def run(ids: Ints, mask: Ints) -> Floats:

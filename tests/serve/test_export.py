@@ -13,7 +13,7 @@ import torch
 from small_bert import LABELS, WORDS
 
 from pipeline.config import ServeConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.golden import Golden
 from pipeline.storage import Place
@@ -128,3 +128,43 @@ def test_an_engine_by_name(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load.onnx_file, "write", missing)
     with pytest.raises(UserError, match=r"pip install broadsheet\[onnx\]"):
         load.load(str(bert), ServeConfig(engine="onnx"))
+
+
+def test_a_network_too_slow_to_measure_is_served_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "MOST_S", 0.0)
+    _, record = load.load(str(folder), ServeConfig())
+    assert record.choice == Choice("torch", "torch")
+    assert "name an engine with serve.engine" in str(record.reason)
+
+
+def test_beside_a_model_that_answers_nothing_is_measured(folder: Path, fast_int8: None) -> None:
+    classifier, record = load.load(str(folder), ServeConfig(), measure=False)
+    assert classifier.single is None
+    assert "broadsheet export" in str(record.reason)
+    load.load(str(folder), ServeConfig())
+    assert load.load(str(folder), ServeConfig(), measure=False)[1].choice.single == "torch-int8"
+
+
+def test_a_folder_that_cannot_be_written_costs_the_record_only(
+    folder: Path, fast_int8: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise WorkFailed("the store answered 503")
+
+    monkeypatch.setattr(Place, "write_bytes", full)
+    classifier, record = load.load(str(folder), ServeConfig())
+    assert record.choice.single == classifier.runs["single"] == "torch-int8"
+    assert not list((folder / export.FOLDER).glob("*.json"))
+
+
+def test_what_a_full_disk_kept_from_being_made_is_made_next_time(
+    folder: Path, fast_int8: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export.onnx_file, "quantize", full)
+        _, record = load.load(str(folder), ServeConfig())
+    assert "no space left" in str(next(m for m in record.measured if m.failed).failed)
+    assert export.known(Place.of(folder), Classifier.load(str(folder))) is None

@@ -22,6 +22,7 @@ from serve import feedback
 from serve.api import build_api
 from serve.app import application
 from serve.errors import Refused
+from serve.releases import Release
 
 TEXT = "The team won the cup"
 GOOD = {"text": TEXT, "label": "sport", "predicted": "world", "model_version": "fake-1", "note": "a headline"}
@@ -160,7 +161,7 @@ def test_prepare_reads_what_was_kept(http: TestClient, folder: Path, tmp_path: P
 
 def test_a_relative_folder_is_made_absolute_where_the_command_runs() -> None:
     settings = Config().updated({"serve.feedback": "kept"}).serve
-    bound = application("/x", settings, "desk")._bound_deployment
+    bound = application(Release("/x"), settings, "desk")._bound_deployment
     assert bound.init_args[1].feedback == str(Path("kept").absolute())
 
 

@@ -139,7 +139,7 @@ def command(settings: Config, *flags: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, str(ROOT / "broadsheet.py"), "serve", "--port", str(settings.serve.port), *flags]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=170)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=400)
 
 
 def state() -> State:

@@ -18,6 +18,7 @@ from pipeline.config import ServeConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.golden import Golden
 from pipeline.storage import Place
+from serve import app
 from serve.api import build_app
 from serve.app import first_model, load_model
 from serve.releases import Lineup, Release
@@ -331,3 +332,30 @@ def test_only_what_answers_its_golden_rows_is_loaded(bert: Any, tmp_path: Any) -
     Golden(texts, logits.argmax(1).astype(np.int64), -logits).save(Place.of(folder))
     with pytest.raises(UserError, match="may not take traffic: it answers 11 of 11 golden rows with another label"):
         load_model(Release(str(folder)), config)
+
+
+def test_an_engine_that_fails_the_golden_rows_gives_way_to_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """In batches, and one by one where another engine runs those."""
+    logits = np.eye(4, dtype=np.float32)[np.arange(12) % 4] * 9
+    texts = [FakeEngine.labels[i % 4] for i in range(12)]
+    Golden(texts, logits.argmax(1).astype(np.int64), logits).save(Place.of(tmp_path))
+
+    class Wrong(FakeEngine):
+        def __init__(self, single: str, batch: str) -> None:
+            super().__init__()
+            self.runs = {"single": single, "batch": batch}
+
+        def logits(self, ids: Any) -> np.ndarray:
+            right = np.eye(4, dtype=np.float32)[[int(row[-1]) % 4 for row in ids]] * 9
+            return -right if self.runs["single" if len(ids) == 1 else "batch"] == "wrong" else right
+
+    for single, batch in (("wrong", "wrong"), ("wrong", "onnx"), ("onnx", "wrong")):
+        engine = Wrong(single, batch)
+        monkeypatch.setattr(app, "load_engine", lambda *_, of=engine: of)
+        model = load_model(Release(str(tmp_path)), ServeConfig())
+        assert model.engine.runs == {"single": "torch", "batch": "torch"}
+    kept = Wrong("onnx", "onnx-int8")
+    monkeypatch.setattr(app, "load_engine", lambda *_: kept)
+    assert load_model(Release(str(tmp_path)), ServeConfig()).engine.runs == {"single": "onnx", "batch": "onnx-int8"}
