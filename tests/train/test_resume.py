@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -80,6 +81,11 @@ def workers() -> list[int]:
     return [pid for pid in found if ours(pid)]
 
 
+def finished(work: Path) -> list[str]:
+    """The checkpoints of a training that goes on; unlike ``Path.glob``, this minds no folder that goes meanwhile."""
+    return glob.glob(f"{work}/*/checkpoint_*/checkpoint.json")
+
+
 class AfterCheckpoints(threading.Thread):
     """Does something to the workers of a run, once it has so many checkpoints."""
 
@@ -91,7 +97,7 @@ class AfterCheckpoints(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.02) and not self.done:
-            if len(list(self._work.glob("*/checkpoint_*/checkpoint.json"))) >= self._at_least:
+            if len(finished(self._work)) >= self._at_least:
                 for pid in workers():
                     self._do(pid)
                     self.done.append(pid)
@@ -121,7 +127,7 @@ def test_a_killed_command_resumes_with_the_same_command(undisturbed: tuple[Path,
     environment = {k: v for k, v in os.environ.items() if k not in ("BROADSHEET_DATA", "RAY_ADDRESS")}
     killed = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 150
-    while not list((folder / "runs/typed/train").glob("*/checkpoint_*/checkpoint.json")):
+    while not finished(folder / "runs/typed/train"):
         assert killed.poll() is None, "training ended before the command could be killed"
         assert time.monotonic() < until
         time.sleep(0.02)
