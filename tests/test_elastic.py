@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -95,7 +96,7 @@ def test_a_lost_node_comes_back(tmp_path: Path, nodes: Nodes) -> None:
     with log.open("wb") as out:
         training = subprocess.Popen(command, cwd=tmp_path, env=nodes.environment, stdout=out, stderr=out)
     try:
-        wait_for(lambda: bool(list(tmp_path.glob("runs/elastic/train/*/checkpoint_*/checkpoint.json"))), training)
+        wait_for(lambda: bool(glob.glob(f"{tmp_path}/runs/elastic/train/*/checkpoint_*/checkpoint.json")), training)
         nodes.lose(second)
         wait_for(lambda: "a worker was lost: resuming with 1 of 2 workers" in log.read_text(), training)
         nodes.add()
