@@ -32,6 +32,7 @@ sys.path.pop(0)  # this folder: ``serve`` is the package, not this file
 import torch
 
 from pipeline.config import ServeConfig
+from pipeline.errors import WorkFailed
 from pipeline.train import checkpoint as checkpoints
 from serve.client import request
 from serve.engine.load import load
@@ -69,7 +70,7 @@ class Server:
             try:
                 request(self.url, json.dumps({"inputs": "warm up"}).encode(), timeout=60)
                 return self
-            except Exception:
+            except WorkFailed:
                 if self.process.poll() is not None:
                     break
                 time.sleep(0.5)

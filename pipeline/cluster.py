@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import raylet
 from pipeline.config import Config
-from pipeline.errors import UserError, WorkFailed
+from pipeline.errors import UserError, WorkFailed, first_line
 
 REACH_SECONDS = 5.0
 START_TIMEOUT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")  # for Ray to find room for all workers
@@ -103,7 +103,7 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
                 warnings.simplefilter("ignore")
                 ray.init(address=address, **options)
         except Exception as e:  # ray raises many kinds here; the first line says what happened
-            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            first = first_line(e)
             raise UserError(
                 f"--address {address}: cannot connect to a Ray cluster there: {first}. "
                 "Start one with 'ray start --head', or leave --address and RAY_ADDRESS away for a local one"
@@ -332,5 +332,5 @@ def _more(name: str, error: BaseException, memory_keys: str) -> str:
     if name == _OUT_OF_MEMORY:
         return ": free some" + (f", or lower {memory_keys}" if memory_keys else "")
     if name in ("RpcError", "RaySystemError"):  # which can be anything: only its own words say what
-        return f" ({(str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip('.')})"
+        return f" ({first_line(error)[:200].rstrip('.')})"
     return ""

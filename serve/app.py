@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.reference import FILE as REFERENCE
 from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
-from serve import explain, feedback, follow
+from serve import feedback, follow
 from serve.api import build_app
 from serve.node_metrics import Mirror
 from serve.releases import Lineup, Release
@@ -110,17 +110,10 @@ def refusal(engine: Engine, golden: Golden | None, batch_tokens: int) -> str | N
     """Why a model may not take traffic, by its golden rows in batches and, if another engine runs those, one by one."""
     if golden is None:
         return None
-    failure = golden.failure(lambda texts: answers(engine, texts, batch_tokens))
+    failure = golden.failure(lambda texts: engine.all_logits(engine.encode(texts).ids, batch_tokens))
     if failure is None and engine.runs["single"] != engine.runs["batch"]:
         failure = golden.failure(lambda texts: np.concatenate([engine.logits([r]) for r in engine.encode(texts).ids]))
     return failure
-
-
-def answers(engine: Engine, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
-    """Logits [texts, labels], in batches as when serving."""
-    ids = engine.encode(texts).ids
-    parts = explain.chunks([len(row) for row in ids], batch_tokens, len(ids))
-    return np.concatenate([engine.logits(ids[part]) for part in parts])
 
 
 def load_engine(checkpoint: str, config: ServeConfig, measure: bool = True) -> Engine:

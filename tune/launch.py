@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline import cluster
-from pipeline.errors import UserError, WorkFailed
+from pipeline.errors import UserError, WorkFailed, first_line
 from pipeline.storage import Place
 from pipeline.train.store import SCORE, Store, name_of
 from tune import population
@@ -177,7 +177,7 @@ class Launch:
         try:
             job = json.dumps(self._job_of(trial))
         except Exception as e:  # a point that no network can be built of ends its trial, not the search
-            trial.error = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            trial.error = first_line(e)
             self.completed(trial.trial)
             return self.suggest()
         trial.status = "running"

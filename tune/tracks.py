@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import console
 from pipeline.config import Config
 from pipeline.data.prepared import digest
+from pipeline.errors import first_line
 from pipeline.storage import Place
 from pipeline.train import track
 from tune.journal import Journal, Trial
@@ -54,7 +55,7 @@ class Tracks:
                     store.end()
         except Exception as e:
             if not quiet:
-                first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+                first = first_line(e)
                 console.warn("tune", f"not all curves of trial {trial.trial} were taken ({first})")
 
     def _stores(self, trial: Trial) -> list[track.Store]:

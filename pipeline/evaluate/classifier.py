@@ -21,7 +21,30 @@ from pipeline.train import batches, checkpoint
 from pipeline.train.loop import autocast, precision
 
 Ids = npt.NDArray[np.int32]
-Runtime = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+# Padded token ids and mask (0 for padding), both [rows, longest], to logits [rows, labels].
+Runtime = Callable[[Ints, Ints], Floats]
+
+
+def in_torch(network: torch.nn.Module, precision: str, device: torch.device) -> Runtime:
+    """A network as a runtime.
+
+    Args:
+        network: a sequence classifier on ``device``.
+        precision: 'bf16' or 'fp32'.
+        device: where it runs.
+    """
+
+    def run(ids: Ints, mask: Ints) -> Floats:
+        with torch.inference_mode(), autocast(precision, device):
+            logits = network(
+                input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
+            ).logits
+        found: Floats = logits.float().cpu().numpy()
+        return found
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -49,8 +72,8 @@ class Classifier:
         temperature: what logits are divided by, the card's unless set.
         card: the content of ``broadsheet.json``.
         network: the model of ``transformers``, on ``device``, computing in ``precision``.
-        single, batch: what runs one text and what runs several, if not the network as it is: padded token ids and
-            mask, both [rows, longest] int64, to logits [rows, labels].
+        as_evaluated: the network itself as a runtime, whatever ``single`` and ``batch`` are.
+        single, batch: what runs one text and what runs several, if not the network itself.
         runs: names of the two, for people.
         pass_tokens: what one forward pass costs whatever is in it, in tokens that the same time would do in a large
             batch; infinite where it was not measured.
@@ -83,6 +106,7 @@ class Classifier:
                 f"broadsheet.json names {len(self.labels)}"
             )
         self.precision, _ = precision(kind, self.device, self.network.config.model_type)
+        self.as_evaluated = in_torch(self.network, self.precision, self.device)
         self.version = identity(str(folder / "model.safetensors"))[:12]
 
     @classmethod
@@ -123,23 +147,16 @@ class Classifier:
 
     def padded(self, ids: Sequence[Ids]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows as a runtime takes them: token ids and mask, both [rows, longest]."""
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum([len(i) for i in ids], out=offsets[1:])
-        return batches.pad(np.concatenate(ids), offsets, np.arange(len(ids)), self._pad_id)
+        return batches.pad(*_end_to_end(ids), np.arange(len(ids)), self._pad_id)
 
     def logits(self, ids: Sequence[Ids]) -> npt.NDArray[np.float32]:
         """One padded forward pass, [rows, labels]."""
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum([len(i) for i in ids], out=offsets[1:])
-        flat = np.concatenate(ids) if len(ids) else np.empty(0, np.int32)
-        return self._forward(flat, offsets, np.arange(len(ids)))
+        return self._forward(*_end_to_end(ids), np.arange(len(ids)))
 
     def all_logits(self, ids: Sequence[Ids], batch_tokens: int) -> npt.NDArray[np.float32]:
         """Logits of any number of rows, [rows, labels], in length-sorted batches of at most ``batch_tokens``."""
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum([len(i) for i in ids], out=offsets[1:])
+        flat, offsets = _end_to_end(ids)
         lengths = np.diff(offsets)
-        flat = np.concatenate(ids) if len(ids) else np.empty(0, np.int32)
         out = np.empty((len(ids), len(self.labels)), np.float32)
         order = np.argsort(-lengths, kind="stable")
         for rows in batches.cut(order, lengths[order], batch_tokens):
@@ -161,9 +178,8 @@ class Classifier:
             return None
         caught: list[torch.Tensor] = []
         hook = heads[-1].register_forward_pre_hook(lambda _, given: caught.append(given[0].detach()))
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum([len(i) for i in ids], out=offsets[1:])
-        lengths, flat = np.diff(offsets), np.concatenate(ids)
+        flat, offsets = _end_to_end(ids)
+        lengths = np.diff(offsets)
         logits = np.empty((len(ids), len(self.labels)), np.float32)
         states = np.empty((len(ids), heads[-1].in_features), np.float32)
         order = np.argsort(-lengths, kind="stable")
@@ -188,18 +204,16 @@ class Classifier:
         run = self.single if len(rows) == 1 else self.batch
         return self.as_evaluated(inputs, mask) if run is None or exact else run(inputs, mask)
 
-    def as_evaluated(self, inputs: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The network itself, whatever ``single`` and ``batch`` are."""
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            logits = self.network(
-                input_ids=torch.from_numpy(inputs).to(self.device),
-                attention_mask=torch.from_numpy(mask).to(self.device),
-            ).logits
-        return logits.float().cpu().numpy()
-
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Softmax at ``temperature``, [rows, labels]; each row sums to 1."""
         scaled = logits.astype(np.float64) / self.temperature
         scaled -= scaled.max(axis=-1, keepdims=True)
         exponents = np.exp(scaled)
         return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+def _end_to_end(ids: Sequence[Ids]) -> tuple[Ids, batches.Rows]:
+    """All rows in one array, and where each begins, [rows + 1]."""
+    offsets = np.zeros(len(ids) + 1, np.int64)
+    np.cumsum([len(i) for i in ids], out=offsets[1:])
+    return np.concatenate(ids) if len(ids) else np.empty(0, np.int32), offsets

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.model.first_token import last_layer_of_one_token
 from pipeline.model.linear import LinearConfig
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
@@ -92,7 +92,7 @@ def _initial(
             )
         return _load(source.folder, network_config)
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as e:
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        first = first_line(e)
         raise UserError(f"model '{config.model.name}': cannot be loaded as a sequence classifier: {first}") from e
 
 
@@ -106,7 +106,7 @@ def load(folder: str | Path) -> Any:
     try:
         return _load(Path(folder), AutoConfig.from_pretrained(folder)).eval()
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as e:
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        first = first_line(e)
         raise UserError(f"{folder}: the checkpoint's network cannot be loaded: {first}") from e
 
 

@@ -21,7 +21,7 @@ from ray.train import UserCallback
 
 from pipeline import console
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.storage import Place
 
 EXPERIMENT = "broadsheet"
@@ -105,7 +105,7 @@ class Tracking(UserCallback):
                         store.log(entry)
                 store.end()
             except Exception as e:
-                first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+                first = first_line(e)
                 console.warn("train", f"{store.name} did not take all curves ({first}); they are in {self.file}")
 
 
@@ -212,7 +212,7 @@ class Mlflow:
                 params = [Param(key, str(value)) for key, value in settings.items() if value is not None]
                 client.log_batch(runs[0].info.run_id, params=params)
         except Exception as e:  # MLflow's own kinds, and those of its HTTP client
-            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            first = first_line(e)
             raise UserError(
                 f"train.track=mlflow: the store {uri} cannot be used: {first} (MLFLOW_TRACKING_URI names another)"
             ) from e

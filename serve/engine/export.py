@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.evaluate.classifier import Classifier
+from pipeline.errors import UserError, WorkFailed, first_line
+from pipeline.evaluate.classifier import Classifier, Runtime
 from pipeline.evaluate.golden import Golden, agreement
 from pipeline.storage import Place
 from pipeline.train import batches
 from serve.engine import onnx_file, runtimes
 from serve.engine.choice import Choice, Measured, choose
-from serve.engine.runtimes import Runtime, first_line
 
 log = logging.getLogger("ray.serve")
 
@@ -68,19 +68,17 @@ class Record:
 
 def kind_of_machine() -> tuple[str, dict[str, Any]]:
     """A file name for this kind of machine, threads and releases, and what it stands for."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     processor = _processor()
     facts = {
         "processor": processor,
         "vnni": runtimes.has_vnni(),
-        "gpu": gpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **{package: _release(package) for package in ("onnxruntime", "onnx", "onnxscript")},
         "version": VERSION,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    name = "".join(c if c.isalnum() else "-" for c in (gpu or processor).lower())
+    name = "".join(c if c.isalnum() else "-" for c in processor.lower())
     return f"{'-'.join(filter(None, name.split('-')))[:40]}-{digest}", facts
 
 
@@ -115,7 +113,7 @@ def known(folder: Place, classifier: Classifier) -> Record | None:
         if not all(math.isfinite(m.single_ms + m.rows_per_s + m.pass_tokens) for m in measured):
             return None
         digests = tuple((str(k), str(v)) for k, v in content["digests"].items())
-    except Exception as e:  # whatever lies there
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError, WorkFailed) as e:
         log.warning("%s cannot be read (%s): the engines are measured again", file, e)
         return None
     return Record(choice, measured, None, digests)
@@ -140,15 +138,15 @@ def export(
     Returns:
         The record, and the runtimes of its choice as far as they are at hand already.
     """
-    if found := known(folder, classifier):
-        return found, {}
     golden, reason = None, None
     network = classifier.network.config.model_type
-    if network in runtimes.RECURRENT:
+    if network in runtimes.ONE_ENGINE:
         reason = f"there is but one engine for {network}"
     elif classifier.device.type == "cuda":
         reason = "a GPU runs the network as it was evaluated"
     else:
+        if found := known(folder, classifier):
+            return found, {}
         golden = Golden.load(folder)
         if golden is None or len(golden.texts) < MIN_ROWS:
             reason = f"under {MIN_ROWS} golden rows to measure on: 'broadsheet evaluate' leaves them with a checkpoint"
@@ -194,7 +192,7 @@ def _made(classifier: Classifier, temporary: Path) -> tuple[dict[str, Runtime], 
         try:
             made[name] = make()
         except Exception as e:  # exporters raise whatever their parts do
-            failed.append(Measured(name, failed=f"cannot be made: {first_line(e)}"))
+            failed.append(Measured(name, failed=f"cannot be made: {first_line(e)[:200]}"))
             passing = passing or isinstance(e, (OSError, MemoryError))
     return made, failed, passing
 
@@ -237,7 +235,7 @@ def measure(
         except Exception as e:  # a runtime may raise anything; then it does not serve
             if name == runtimes.TORCH:
                 raise
-            failed[name] = f"cannot run: {first_line(e)}"
+            failed[name] = f"cannot run: {first_line(e)[:200]}"
         return clock() - began
 
     until = clock() + BUDGET_S
@@ -292,7 +290,7 @@ def _save(folder: Place, classifier: Classifier, record: Record, files: dict[str
         for runtime, digest in record.digests:
             (target / onnx_name(runtime, digest)).write_bytes(files[runtime])
         (target / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    except Exception as e:  # a store that cannot be written says so in many ways
+    except (OSError, UserError, WorkFailed) as e:
         log.warning("the choice of engine cannot be kept in %s (%s): it is made again at the next start", folder, e)
 
 

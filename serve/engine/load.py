@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 
 from pipeline.config import ServeConfig
-from pipeline.errors import UserError
-from pipeline.evaluate.classifier import Classifier
+from pipeline.errors import UserError, WorkFailed
+from pipeline.evaluate.classifier import Classifier, Runtime
 from pipeline.storage import Place
 from serve.engine import export, onnx_file, runtimes
 from serve.engine.choice import Choice
 from serve.engine.export import Record
-from serve.engine.runtimes import Runtime
 
 log = logging.getLogger("ray.serve")
 
@@ -52,10 +51,11 @@ def load(
             if record.choice.batch == record.choice.single
             else _of_record(record.choice.batch, record, made, folder, classifier)
         )
-    except Exception as e:  # what was chosen is gone: slower is better than not
-        classifier.single = classifier.batch = None
+    except (ImportError, RuntimeError, AttributeError, KeyError, OSError, UserError, WorkFailed) as e:
+        # What was chosen is gone: slower is better than not.
+        classifier.as_it_is()
         log.warning("%s: the engine %s cannot be loaded (%s): torch serves instead", folder, record.choice, e)
-        record = Record(Choice(runtimes.TORCH, runtimes.TORCH), record.measured, reason=f"{e}")
+        return classifier, Record(Choice(runtimes.TORCH, runtimes.TORCH), record.measured, reason=f"{e}")
     classifier.pass_tokens = record.pass_tokens
     classifier.runs = {"single": record.choice.single, "batch": record.choice.batch}
     return classifier, record
@@ -66,7 +66,7 @@ def _asked(classifier: Classifier, name: str) -> Runtime | None:
         return None
     network = classifier.network.config.model_type
     try:
-        if network in runtimes.RECURRENT or classifier.device.type == "cuda":
+        if network in runtimes.ONE_ENGINE or classifier.device.type == "cuda":
             where = "on a GPU" if classifier.device.type == "cuda" else f"for {network}"
             raise RuntimeError(f"there is no such engine {where}")
         if name == runtimes.TORCH_INT8:

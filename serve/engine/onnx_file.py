@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve.engine.runtimes import first_line, has_vnni
+from pipeline.errors import first_line
+from serve.engine.runtimes import has_vnni
 
 OPSET = 18
 
@@ -50,7 +51,7 @@ def write(model: nn.Module, file: Path) -> None:
     except OSError:
         raise
     except Exception as e:  # torch's exporter raises whatever its parts do
-        raise RuntimeError(f"{type(e).__name__}: {first_line(e)}") from e
+        raise RuntimeError(f"{type(e).__name__}: {first_line(e)[:200]}") from e
 
 
 def quantize(file: Path, out: Path) -> None:
@@ -70,7 +71,7 @@ def quantize(file: Path, out: Path) -> None:
     except OSError:
         raise
     except Exception as e:  # as above
-        raise RuntimeError(f"{type(e).__name__}: {first_line(e)}") from e
+        raise RuntimeError(f"{type(e).__name__}: {first_line(e)[:200]}") from e
 
 
 @contextlib.contextmanager

@@ -9,57 +9,26 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import first_line
+from pipeline.evaluate.classifier import Floats, Ints, Runtime, in_torch
 from pipeline.model.first_token import OneToken
-from pipeline.train.loop import autocast, cpu_flags
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-# [rows, tokens] ids and mask (0 for padding) to logits [rows, labels].
-Runtime = Callable[[Ints, Ints], Floats]
+from pipeline.train.loop import cpu_flags
 
 TORCH, TORCH_INT8, ONNX, ONNX_INT8 = "torch", "torch-int8", "onnx", "onnx-int8"
 NAMES = (TORCH, TORCH_INT8, ONNX, ONNX_INT8)
-RECURRENT = ("broadsheet-lstm", "broadsheet-linear")  # nothing in them that 8 bits or ONNX would speed up
-
-
-def first_line(e: BaseException) -> str:
-    """What went wrong, in a line."""
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+ONE_ENGINE = ("broadsheet-lstm", "broadsheet-linear")  # networks that 8 bits or ONNX would not speed up
 
 
 def has_vnni() -> bool:
     """Whether 8-bit products are summed in 32 bits at once. Without, pairs are summed in 16 bits first, which two
     large activations overflow: they then get 7 bits."""
     return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-
-
-def in_torch(model: nn.Module, precision: str, device: torch.device) -> Runtime:
-    """The network as it is.
-
-    Args:
-        model: a sequence classifier on ``device``.
-        precision: 'bf16' or 'fp32'.
-        device: where it runs.
-    """
-
-    def run(ids: Ints, mask: Ints) -> Floats:
-        with torch.inference_mode(), autocast(precision, device):
-            logits = model(
-                input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
-            ).logits
-        found: Floats = logits.float().cpu().numpy()
-        return found
-
-    return run
 
 
 def in_torch_int8(model: nn.Module) -> Runtime:
@@ -127,7 +96,7 @@ def in_onnx(file: Path) -> Runtime:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions have no common base
-        raise RuntimeError(f"ONNX Runtime cannot read {file.name}: {first_line(e)}") from e
+        raise RuntimeError(f"ONNX Runtime cannot read {file.name}: {first_line(e)[:200]}") from e
     wanted = {i.name for i in session.get_inputs()}
 
     def run(ids: Ints, mask: Ints) -> Floats:

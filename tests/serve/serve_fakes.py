@@ -40,6 +40,9 @@ class FakeEngine:
             cleaned=list(texts),
         )
 
+    def all_logits(self, ids: Sequence[np.ndarray], batch_tokens: int) -> np.ndarray:
+        return self.logits(ids)
+
     def length(self, text: str) -> int:
         return len(text.split())
 
