@@ -18,8 +18,8 @@ import numpy.typing as npt
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.evaluate import stability
 from pipeline.evaluate.reference import FeatureName, Reference, seen
+from serve import stability
 
 SLOTS = 60  # of the window; it slides by one at a time
 TOGETHER = 64  # texts counted at once: a request of one text then costs 3 µs instead of 60

@@ -22,10 +22,10 @@ from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.predictions import Predictions
 from pipeline.evaluate.reference import Reference
-from pipeline.evaluate.stability import psi
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 from serve.drift import Drift
+from serve.stability import psi
 
 WORDS = {
     "sport": ["match", "goal", "team", "coach", "season", "league", "player", "cup", "score", "win"],

@@ -18,9 +18,9 @@ from serve_fakes import FakeEngine
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.reference import make
-from pipeline.evaluate.stability import ALARM, FLOOR, WARN, noise, psi
 from serve import grafana
 from serve.api import build_api
+from serve.stability import ALARM, FLOOR, WARN, noise, psi
 
 ROOM = Path(next(iter(grafana.__path__)))
 RULES = ROOM / "alerts.yaml"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate.stability import ALARM, BY_CHANCE, FLOOR, MIN_ROWS, WARN, noise, psi, rows_needed, verdict
+from serve.stability import ALARM, BY_CHANCE, FLOOR, MIN_ROWS, WARN, noise, psi, rows_needed, verdict
 
 COUNTS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=12)
 
