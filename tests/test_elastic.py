@@ -81,6 +81,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
                     node.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_lost_node_comes_back(tmp_path: Path, nodes: Nodes) -> None:
     words = {"a": "red green blue", "b": "one two three", "c": "north south east"}

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import unused_port
 
+pytestmark = pytest.mark.slow
+
 SETS = [
     "model.vocab_size=300", "model.embedding_dim=16", "model.hidden=[16]", "train.epochs=4", "train.batch_tokens=512",
     "train.evaluations=2",

@@ -68,7 +68,9 @@ def undisturbed(rows: str, tmp_path_factory: pytest.TempPathFactory) -> Prepared
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("megabytes", [0, 64], ids=["on Ray", "in process"])
+@pytest.mark.parametrize(
+    "megabytes", [pytest.param(0, id="on Ray", marks=pytest.mark.slow), pytest.param(64, id="in process")]
+)
 def test_killed_and_started_again(
     megabytes: int,
     rows: str,

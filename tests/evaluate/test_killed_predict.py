@@ -46,7 +46,9 @@ def attempt(folder: Path, checkpoint: Path, out: str, megabytes: int) -> subproc
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("megabytes", [0, 64], ids=["on Ray", "in process"])
+@pytest.mark.parametrize(
+    "megabytes", [pytest.param(0, id="on Ray", marks=pytest.mark.slow), pytest.param(64, id="in process")]
+)
 def test_killed_and_started_again(megabytes: int, tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     write(tmp_path / "a.csv", 5_000, 1)

@@ -28,6 +28,8 @@ from pipeline.storage import Place
 from serve import deploy, desk, release_stage, status
 from serve.desk import State
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 TEXTS = [" ".join(words[i : i + 3]) for words in small_bert.WORDS.values() for i in range(7)]
 

@@ -26,7 +26,7 @@ from pipeline.storage import Place
 from pipeline.train import trainer
 from pipeline.train.store import Store
 
-pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers through /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers through /proc")]
 
 
 SETS = [

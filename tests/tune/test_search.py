@@ -112,6 +112,7 @@ def trial_processes() -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_goes_on_and_curves_are_tracked(
     rows: str, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_trial_that_is_killed_goes_on_and_curves_are_tracked(
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == steps
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_ends_nothing(
     rows: str, tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_trial_that_fails_is_told_and_ends_nothing(
     assert idle()
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_from_the_weights_of_its_best(
     rows: str, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +216,7 @@ def stopped_at(process: subprocess.Popen[str], words: str, how: int) -> str:
     return said + rest + errors
 
 
+@pytest.mark.slow
 def test_cut_off_and_gone_on(rows: str, tmp_path: Path, ray_session: None) -> None:
     flags = [word for item in [*SETS, "tune.concurrent=1", "tune.trials=2"] for word in ("--set", item)]
     process = command(tmp_path, "--data", rows, *flags)
