@@ -43,7 +43,15 @@ class ServeConfig(Section):
         description="Address to listen on; anything but loopback needs serve.keys or serve.insecure (flag --host).",
     )
     port: int = Field(8000, ge=1, le=65535, description="HTTP port (flag --port).")
-    min_replicas: int = Field(1, ge=1, description="Replicas when idle.")
+    latency_goal_ms: float | None = Field(
+        None,
+        gt=0,
+        description="Milliseconds within which 95 of 100 requests of one text are to be answered: what a replica does "
+        "is measured, and target_ongoing_requests, max_queue and batch_tokens follow, unless they are set.",
+    )
+    min_replicas: int = Field(
+        1, ge=0, description="Replicas when idle; 0: the first request after a pause waits until one has started."
+    )
     max_replicas: int = Field(2, ge=1, description="Replicas under load.")
     target_ongoing_requests: float = Field(
         16.0, gt=0, description="Requests in flight per replica that autoscaling aims at."

@@ -192,6 +192,7 @@ def options(config: ServeConfig, resources: dict[str, float] | None = None) -> d
         "graceful_shutdown_timeout_s": config.timeout_s + 5,
         "autoscaling_config": AutoscalingConfig(
             min_replicas=config.min_replicas,
+            initial_replicas=max(1, config.min_replicas),  # also where none is kept: the start shows that one can run
             max_replicas=config.max_replicas,
             target_ongoing_requests=config.target_ongoing_requests,
             metrics_interval_s=1,

@@ -192,7 +192,7 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
     import ray
 
     from serve.app import load_model
-    from serve.deploy import pinned
+    from serve.deploy import in_a_replica
 
     free = ray.available_resources()
     need = {"CPU": config.cpus_per_replica, "GPU": config.gpus_per_replica}
@@ -204,18 +204,14 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
     def load(where: str) -> str:
         return load_model(Release(where), config).engine.version
 
-    size: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "max_retries": 0}
-    size["resources"] = pinned(config)  # where the replicas are, and the checkpoint
-    task = ray.remote(load).options(**size).remote(str(folder))
     try:
-        return str(ray.get(task, timeout=CHECK_S))
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(task, force=True)
-        console.say("update", f"not checked within {CHECK_S:g} s: the replicas check it while they serve")
+        return in_a_replica(config, CHECK_S, load, str(folder))
+    except TimeoutError as e:
+        console.say("update", f"{e}: the replicas check it while they serve")
         return None
-    except ray.exceptions.RayError as e:
-        ours = cluster.our_error(e, way_out="")
-        reason = str(ours) if ours else (str(getattr(e, "cause", None) or e).strip().splitlines() or [""])[-1]
+    except (UserError, WorkFailed, ray.exceptions.RayError) as e:
+        ours = isinstance(e, (UserError, WorkFailed))
+        reason = str(e) if ours else (str(getattr(e, "cause", None) or e).strip().splitlines() or [""])[-1]
         raise WorkFailed(f"{folder} was refused and takes no traffic: {reason}") from e
 
 

@@ -17,7 +17,7 @@ from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.errors import WorkFailed
 from pipeline.storage import Place
-from serve import client, exposure, haproxy, tls
+from serve import client, exposure, haproxy, haproxy_processes, tls
 
 if TYPE_CHECKING:
     from pipeline.stages import Job
@@ -60,7 +60,7 @@ def _ended(pid: int, port: int) -> bool:
         return False
     if not click.confirm(f"port {port} is held by an HAProxy (pid {pid}) that an earlier run left behind. End it?"):
         return False
-    return haproxy.end(pid, port)
+    return haproxy_processes.end(pid, port)
 
 
 def serve(config: Config, where: str | None, address: str | None) -> None:
@@ -74,7 +74,11 @@ def serve(config: Config, where: str | None, address: str | None) -> None:
 
     found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
     before_connecting(config, address, asks=False)
-    cluster.connect(address)
+    from serve import deploy
+
+    has = cluster.connect(address)
+    if not cluster.is_named(address):
+        deploy.check_room(config.serve, has)
     console.say("serve", f"loading {found}")
     if config.serve.engine == "auto":
         console.say("serve", "a first start on a kind of machine measures engines: about a minute more")
@@ -111,7 +115,9 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     from serve import deploy
 
     assert job.checkpoint is not None
-    cluster.connect(address)
+    has = cluster.connect(address)
+    if not cluster.is_named(address):
+        deploy.check_room(job.config.serve, has)
     began = time.monotonic()
     config = job.config
     if not keep_serving and config.serve.engine == "auto":  # two texts are not worth measuring engines
@@ -139,6 +145,8 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
 def _deploy(checkpoint: Place, config: Config) -> str:
     from serve import deploy
 
+    if config.serve.latency_goal_ms:
+        config = _for_goal(config.serve.latency_goal_ms, checkpoint, config)
     url = deploy.deploy(str(checkpoint), config)
     s = config.serve
     console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
@@ -150,6 +158,32 @@ def _deploy(checkpoint: Place, config: Config) -> str:
     if s.keys is None and not exposure.is_loopback(s.host):
         console.warn("serve", f"whoever reaches {s.host}:{s.port} may ask: there are no keys (--insecure)")
     return url
+
+
+def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
+    """The configuration with what follows from the goal, where it does not say otherwise itself."""
+    from pipeline.config import ServeConfig
+    from serve import capacity, deploy
+
+    console.say("serve", "measuring what a replica does")
+    try:
+        rates, max_tokens = deploy.in_a_replica(
+            config.serve, deploy.READY_TIMEOUT_S, capacity.of_checkpoint, str(checkpoint), config.serve
+        )
+    except TimeoutError as e:
+        raise WorkFailed(f"serve.latency_goal_ms: what a replica does could not be measured: {e}") from e
+    knobs = capacity.derive(goal_ms, rates, config.serve, max_tokens)
+    for line in capacity.lines(goal_ms, rates, knobs):
+        console.say("serve", line)
+    if not knobs.reachable:
+        console.warn("serve", f"no number of replicas meets the goal: a text alone takes {rates.single_ms:.1f} ms")
+    changes = {}
+    for key in ("target_ongoing_requests", "max_queue", "batch_tokens"):
+        if getattr(config.serve, key) == ServeConfig.model_fields[key].default:
+            changes[f"serve.{key}"] = getattr(knobs, key)
+        else:
+            console.say("serve", f"serve.{key}={getattr(config.serve, key):g} is kept, as it is set")
+    return config.updated(changes)
 
 
 def _wait_and_stop(stop: bool = True) -> None:
