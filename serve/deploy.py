@@ -20,7 +20,7 @@ from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
 from serve import client, desk, endpoints, exposure, haproxy, tls
-from serve.app import NAME, application
+from serve.app import NAME, absolute, application
 from serve.releases import Release, version_of
 
 READY_TIMEOUT_S = 600.0  # a first start on a kind of machine measures engines
@@ -65,7 +65,7 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     try:
         resources = pinned(config.serve)
         release = Release(folder, version_of(Place.of(folder)))
-        own = desk.start(release, config.serve, resources)
+        own = desk.start(release, absolute(config.serve), resources)
         app = application(release, config.serve, own, resources)
         serve.run_many(
             [serve.RunTarget(app, name=NAME, route_prefix="/")],

@@ -145,7 +145,7 @@ def command(settings: Config, *flags: str) -> subprocess.CompletedProcess[str]:
 def state() -> State:
     """What the desk knows; one that is just being restarted is asked again."""
     (name,) = desk.names()
-    found: State = release_stage._Desk(ray.get_actor(name, desk.NAMESPACE)).state()
+    found: State = release_stage.Desk(ray.get_actor(name, desk.NAMESPACE)).state()
     return found
 
 
