@@ -67,10 +67,13 @@ class Run:
             UserError: it was not evaluated since it was trained.
         """
         evaluated = f"evaluate it first, with 'broadsheet evaluate {self.place}'"
+        file = self.place / "metrics.json"
+        if not file.exists():
+            raise UserError(f"{self.place} has no figures of its test rows: {evaluated}")
         try:
-            figures = json.loads((self.place / "metrics.json").read_text())["fingerprints"]
-        except (OSError, ValueError, KeyError) as e:
-            raise UserError(f"{self.place} has no figures of its test rows: {evaluated}") from e
+            figures = json.loads(file.read_text())["fingerprints"]
+        except (ValueError, KeyError) as e:
+            raise UserError(f"{file} is damaged: {evaluated}") from e
         if (figures["training"], figures["data"]) != (self.fingerprint, self.prepared.fingerprint):
             raise UserError(f"{self.place} was trained, or evaluated on other data, since its test: {evaluated}")
         return in_root(Predictions.load(str(self.place)), self.origins)

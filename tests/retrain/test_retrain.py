@@ -16,6 +16,7 @@ import pytest
 from mislabelled import corrected, examined, say, texts, trained
 from preparing import write_csv
 
+import broadsheet
 from pipeline import stages
 from pipeline.config import load
 from pipeline.data.prepared import Prepared
@@ -209,6 +210,22 @@ def test_several_text_columns_and_what_the_base_filled_in(tmp_path: Path, folder
     assert rows(job.prepared, "test") == rows(Run.open(str(tmp_path / "runs" / "base")).prepared, "test")
 
 
+def test_nearly_equal_texts(made: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nine of ten words are those of another row: 0.8 of the pairs of words."""
+    base = Run.open(str(made / "runs" / "base"))
+    held = next(iter(rows(base.prepared, "test")))
+    (known, label), *_ = [pair for pair in corrected(120, 0) if pair[0] in rows(base.prepared, "train")]
+    like_test, like_train = (f"{text.rsplit(' ', 1)[0]} other" for text in (held, known))
+    say(folder, [(like_test, "sport"), (like_train, label)])
+    job = again(made, "near", folder)
+    train = rows(job.prepared, "train")
+    assert train[like_train] == label
+    assert known not in train  # it was labelled otherwise
+    assert like_test not in train
+    assert rows(job.prepared, "test") == rows(base.prepared, "test")
+    assert "new rows that are set aside: 1 near-duplicate " in capsys.readouterr().out
+
+
 def test_a_second_round_starts_from_the_first(made: Path, folder: Path) -> None:
     say(folder, corrected(10, 5))
     first = again(made, "first", folder)
@@ -368,3 +385,26 @@ def test_the_rows_lie_in_files_that_name_where_they_come_from(made: Path, folder
     origin = read_parquet(train / names[0])[bases.ORIGIN].to_pylist()
     assert [re.sub(r"-.*\.parquet", "", name) for name in origin] == ["feedback:1", "feedback:2", "feedback:3"]
     assert np.all([name.startswith("rows.csv:") for name in read_parquet(train / names[1])[bases.ORIGIN].to_pylist()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--from-feedback"], "name it with --name"),
+        (["--from-feedback", "runs/base", "--name", "x", "--data", "a.csv"], "--data does not go with --from-feedback"),
+        (["--from-feedback", "--name", "x", "--full"], "--full does not go with --from-feedback"),
+        (["--from-feedback", "--name", "x", "--config", "a.yaml"], "--config does not go with --from-feedback"),
+        (["--suspects", "drop"], "--suspects goes with --from-feedback"),
+        (["--from-feedback", "nowhere", "--name", "x"], "no checkpoint in"),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        broadsheet.cli.main(["run", *arguments], standalone_mode=False)
+
+
+def test_without_a_run_and_without_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    monkeypatch.setenv("BROADSHEET_CACHE", str(tmp_path))
+    arguments = ["run", "--from-feedback", "--name", "x", "--port", str(free_port), "--storage", str(tmp_path)]
+    with pytest.raises(UserError, match=r"no endpoint runs here on port \d+: name the run to start from"):
+        broadsheet.cli.main(arguments, standalone_mode=False)
