@@ -70,7 +70,10 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
     """
     tested = base.predictions()
     run = Place.of(config.storage) / config.name
-    folder = _folder(config.serve.feedback or feedback)
+    before = bases.read_version(run)
+    if before is not None:  # the endpoint that told where feedback lies may be gone by now
+        feedback = before["made_of"]["feedback"] or None
+    folder = _folder(config.serve.feedback or feedback, must_exist=before is None)
     file = config.data.corrections
     file = "" if file == base.card["config"]["data"]["corrections"] else file  # those are in the base's labels
     if folder is None and not file and suspects == "ignore":
@@ -91,11 +94,11 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
     return job
 
 
-def _folder(where: str | None) -> Place | None:
+def _folder(where: str | None, must_exist: bool) -> Place | None:
     if where is None:
         return None
     folder = Place.of(where)
-    if not folder.exists():
+    if must_exist and not folder.exists():
         raise UserError(f"serve.feedback: no such folder: {folder}; name it with --set serve.feedback=FOLDER")
     return folder
 

@@ -95,7 +95,7 @@ def make(
     made_of = {
         "base": str(base.place),
         "training": base.fingerprint,
-        "feedback": str(folder),
+        "feedback": "" if folder is None else str(folder),
         "suspects": suspects,
         "corrections": corrections.content(given),
         "max_rows": config.train.max_rows,

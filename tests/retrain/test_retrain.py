@@ -137,6 +137,12 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     assert "going on with the data version" in said
     assert "1 file of feedback came later" in said
     assert said.count("unchanged, reusing") == 2
+    shutil.rmtree(folder)  # and with the endpoint that told where it was
+    base = Run.open(str(made / "runs" / "base"))
+    third = stage.train(base, stage.new_config(base, [], {"name": "resumed"}), None, "ignore", None)
+    assert third is not None
+    assert third.prepared is not None
+    assert third.prepared.fingerprint == first.prepared.fingerprint
     with pytest.raises(UserError, match=r"begun with another --suspects \(ignore before, drop now\): choose another"):
         again(made, "resumed", folder, suspects="drop")
     assert stage.begun(str(made / "runs"), "resumed") == str(made / "runs" / "base")
