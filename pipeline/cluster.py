@@ -157,6 +157,13 @@ def resources() -> Resources:
     return Resources(per_node, sum(n.get("memory", 0) for n in alive) / 1e9)
 
 
+def most_free_cpus() -> float:
+    """CPUs that nobody holds now on the connected cluster's node with most of them."""
+    from ray._private.state import available_resources_per_node  # nothing public tells nodes apart: test_retrain_e2e
+
+    return max((float(n.get("CPU", 0.0)) for n in available_resources_per_node().values()), default=0.0)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How training is laid out: ``workers`` processes of ``cpus`` cores and ``gpus`` GPUs each."""
