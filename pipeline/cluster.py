@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed, first_line
 
 REACH_SECONDS = 5.0
+AUTH_MODE = "RAY_AUTH_MODE"
 START_TIMEOUT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")  # for Ray to find room for all workers
 
 
@@ -111,6 +112,21 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
         if address == "local":
             raylet.watch()
     return resources()
+
+
+def take_on(auth: str) -> None:
+    """Show the token to a Ray of ours on this machine, if it demands one: Ray does that by itself where it starts or
+    finds a cluster, but not where an address is named (2.60).
+
+    Args:
+        auth: RAY_AUTH_MODE of that Ray; a user's own setting wins.
+    """
+    if not auth or AUTH_MODE in os.environ:
+        return
+    os.environ[AUTH_MODE] = auth
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")  # it was read when Ray was loaded; private: tests/serve/test_releases_e2e.py watches it
 
 
 def is_named(address: str | None) -> bool:

@@ -158,6 +158,8 @@ def find(config: Config, address: str | None) -> Desk | None:
     noted = None if address else endpoints.find(config.serve.port)
     if not (address or noted):
         return None
+    if noted:
+        cluster.take_on(endpoints.auth(config.serve.port))
     try:
         cluster.connect(address or noted)
     except UserError:

@@ -107,7 +107,7 @@ def _say(base: Run, made: version.Version, folder: Place | None) -> None:
     ledger = made.ledger
     if made.reused:
         console.say("feedback", f"going on with the data version in {made.place}")
-    outcomes = ", ".join(f"{n:,} {what}" for what, n in ledger["outcomes"].items())
+    outcomes = ", ".join(f"{what} {n:,}" for what, n in ledger["outcomes"].items())
     if folder is not None:
         console.say("feedback", f"{ledger['feedback_rows']:,} rows in {folder}" + (f": {outcomes}" if outcomes else ""))
     changed = ", ".join(f"{n:,} {why}" for why, n in ledger["changed"].items()) or "none changed"

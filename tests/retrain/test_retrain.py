@@ -155,7 +155,7 @@ def test_nothing_new_makes_no_run(made: Path, folder: Path, capsys: pytest.Captu
     assert again(made, "nothing", folder) is None
     said = capsys.readouterr().out
     assert "5 rows in" in said
-    assert "3 confirms a training row" in said
+    assert "confirms a training row 3" in said
     assert "no run was made" in said
     assert not (made / "runs" / "nothing").exists()
     empty = folder.parent / "empty"

@@ -137,7 +137,8 @@ class Load:
 def command(settings: Config, *flags: str) -> subprocess.CompletedProcess[str]:
     """``broadsheet serve`` in a process of its own."""
     argv = [sys.executable, str(ROOT / "broadsheet.py"), "serve", "--port", str(settings.serve.port), *flags]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    # As in another shell: without what 'ray.init' has put into the environment of this process.
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=400)
 
