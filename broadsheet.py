@@ -65,6 +65,11 @@ RELEASES = _options(
     click.option("--unchecked", is_flag=True, help="With --update: without golden rows, or with other labels."),
 )
 
+# What 'run --from-feedback' takes of the run that it starts from.
+OF_THE_BASE = {
+    "dataset": "--dataset", "train_files": "--data", "validation_files": "--validation", "test_files": "--test",
+    "text": "--text", "label": "--label", "file_format": "--format", "model": "--model",
+}  # fmt: skip
 FLAGS = {
     "name": "name", "storage": "storage", "dataset": "data.dataset", "train_files": "data.train",
     "validation_files": "data.validation", "test_files": "data.test", "text": "data.text", "label": "data.label",
@@ -98,9 +103,35 @@ def cli() -> None:
 @ENDPOINT
 @FULL
 @click.option("--keep-serving", is_flag=True, help="Leave the endpoint running until Ctrl-C.")
-def run(full: bool, keep_serving: bool, **options: Any) -> None:
+@click.option(
+    "--from-feedback",
+    metavar="[RUN]",
+    is_flag=False,
+    flag_value="",
+    help="Train RUN again with what people said of its answers, and promote it if it is better. [the run that serves]",
+)
+@click.option(
+    "--suspects", type=click.Choice(["ignore", "drop"]), help="With --from-feedback: suspected wrong labels. [ignore]"
+)
+def run(full: bool, keep_serving: bool, from_feedback: str | None, suspects: str | None, **options: Any) -> None:
     """The whole loop: prepare, train, evaluate, serve, classify two headlines."""
     address = options.pop("address")
+    if from_feedback is not None:
+        given = {"--config": options.pop("config_file"), "--full": full, "--keep-serving": keep_serving}
+        given |= {flag: options.pop(name) for name, flag in OF_THE_BASE.items()}
+        if unfit := next((flag for flag, value in given.items() if value), None):
+            raise UserError(
+                f"{unfit} does not go with --from-feedback, which takes data and recipe of the run that it starts from "
+                "(--set changes a single key)"
+            )
+        from serve import succession
+
+        sets = options.pop("sets")
+        flags = {FLAGS[flag]: value for flag, value in options.items()}
+        succession.run(from_feedback, suspects or "ignore", sets, flags, address)
+        return
+    if suspects is not None:
+        raise UserError("--suspects goes with --from-feedback: suspects are those of the run that it starts from")
     config = _load(options)
     from pipeline import stages
     from serve import stage

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed, first_line
 
 REACH_SECONDS = 5.0
+AUTH_MODE = "RAY_AUTH_MODE"
 START_TIMEOUT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")  # for Ray to find room for all workers
 
 
@@ -113,6 +114,21 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
     return resources()
 
 
+def take_on(auth: str) -> None:
+    """Show the token to a Ray of ours on this machine, if it demands one: Ray does that by itself where it starts or
+    finds a cluster, but not where an address is named (2.60).
+
+    Args:
+        auth: RAY_AUTH_MODE of that Ray; a user's own setting wins.
+    """
+    if not auth or AUTH_MODE in os.environ:
+        return
+    os.environ[AUTH_MODE] = auth
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")  # it was read when Ray was loaded; private: tests/serve/test_releases_e2e.py watches it
+
+
 def is_named(address: str | None) -> bool:
     """Whether a cluster is asked for, rather than a fresh local Ray."""
     return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
@@ -155,6 +171,13 @@ def resources() -> Resources:
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     per_node = tuple((int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in alive)
     return Resources(per_node, sum(n.get("memory", 0) for n in alive) / 1e9)
+
+
+def most_free_cpus() -> float:
+    """CPUs that nobody holds now on the connected cluster's node with most of them."""
+    from ray._private.state import available_resources_per_node  # nothing public tells nodes apart: test_retrain_e2e
+
+    return max((float(n.get("CPU", 0.0)) for n in available_resources_per_node().values()), default=0.0)
 
 
 @dataclass(frozen=True)

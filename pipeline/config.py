@@ -6,6 +6,7 @@ the defaults here, the YAML file, ``--set``, and the command's own flags.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -168,11 +169,13 @@ def unknown_key(key: str) -> UserError:
     return UserError(f"unknown config key '{key}': {hint}")
 
 
-def load(file: str | Path | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
+def load(
+    file: str | Path | Mapping[str, Any] | None = None, sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
     """Build the configuration from a YAML file, ``--set`` items and a command's flags.
 
     Args:
-        file: a YAML file, or None for the defaults.
+        file: a YAML file, the tree of a configuration that was valid before, or None for the defaults.
         sets: items ``key=value``; the value is read as YAML.
         flags: dotted keys set by command flags; None values are skipped.
 
@@ -180,7 +183,9 @@ def load(file: str | Path | None = None, sets: Iterable[str] = (), flags: Mappin
         UserError: the file, a key or a value is wrong; the message names it.
     """
     tree: dict[str, Any] = {}
-    if file is not None:
+    if isinstance(file, Mapping):
+        tree = copy.deepcopy(dict(file))
+    elif file is not None:
         tree = _read_yaml(str(file))
         for key in _flatten(tree):
             if key not in all_keys():

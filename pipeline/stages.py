@@ -72,9 +72,14 @@ def run(config: Config, full: bool, address: str | None) -> Job:
     """Prepare, train and evaluate."""
     job = begin(config, not full)
     make_prepared(job, address)
+    learn(job, address)
+    return job
+
+
+def learn(job: Job, address: str | None) -> None:
+    """Train on what is prepared, and evaluate."""
     _train(job, address)
     _evaluate(job, address)
-    return job
 
 
 def prepare(config: Config, address: str | None) -> None:
@@ -120,19 +125,26 @@ def compare(config: Config, runs: tuple[str, str], out: str | None) -> None:
     a = Predictions.load(runs[0])
     b = comparison.aligned(a, Predictions.load(runs[1]), runs)
     result = comparison.compare(a, b, config.seed)
-    console.table(
-        f"{result['rows']:,} {result['split']} rows", ("figure", *runs, "difference"), comparison.table(result)
-    )
-    low, high = result["difference_macro_f1"]["interval"]
-    only = f"{result['only_a']:,} rows only {runs[0]} gets right, {result['only_b']:,} only {runs[1]}"
-    console.say("compare", f"{only}; macro F1 differs by {result['difference_macro_f1']['value']:+.4f} "
-                f"(95% {low:+.4f} to {high:+.4f})")  # fmt: skip
+    show_comparison(result, runs)
     console.say("compare", comparison.verdict(result, runs))
     if out:
         file = Place.of(out) / "comparison.json"
         facts = {"runs": list(runs), "verdict": comparison.verdict(result, runs), **result}
         file.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
         console.say("compare", f"-> {file}")
+
+
+def show_comparison(result: dict[str, Any], names: tuple[str, str]) -> None:
+    """Print two sides' figures (``evaluate.compare``)."""
+    from pipeline.evaluate import compare as comparison
+
+    console.table(
+        f"{result['rows']:,} {result['split']} rows", ("figure", *names, "difference"), comparison.table(result)
+    )
+    low, high = result["difference_macro_f1"]["interval"]
+    only = f"{result['only_a']:,} rows only {names[0]} gets right, {result['only_b']:,} only {names[1]}"
+    console.say("compare", f"{only}; macro F1 differs by {result['difference_macro_f1']['value']:+.4f} "
+                f"(95% {low:+.4f} to {high:+.4f})")  # fmt: skip
 
 
 def predict(config: Config, files: tuple[str, ...], where: str | None, out: str, address: str | None) -> None:

@@ -165,11 +165,15 @@ def load_reference(checkpoint: str, engine: Engine) -> Reference | None:
 
 def application(own: Release, config: ServeConfig, desk: str, resources: dict[str, float] | None = None) -> Application:
     """The Ray Serve application for a checkpoint that every node can read, and its desk's name."""
-    # A relative path means something else on a replica.
-    given = {"feedback": config.feedback, "keys": config.keys}
-    config = config.model_copy(update={key: str(Place.of(where)) for key, where in given.items() if where})
+    config = absolute(config)
     deployment: Deployment = serve.deployment(**options(config, resources))(serve.ingress()(Replica))
     return deployment.bind(own, config, desk)
+
+
+def absolute(config: ServeConfig) -> ServeConfig:
+    """The section with absolute paths: a relative one means something else on a replica, or to another command."""
+    given = {"feedback": config.feedback, "keys": config.keys}
+    return config.model_copy(update={key: str(Place.of(where)) for key, where in given.items() if where})
 
 
 def options(config: ServeConfig, resources: dict[str, float] | None = None) -> dict[str, Any]:

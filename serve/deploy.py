@@ -23,7 +23,7 @@ from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
 from serve import client, desk, endpoints, exposure, haproxy, haproxy_processes, tls
-from serve.app import NAME, application
+from serve.app import NAME, absolute, application
 from serve.releases import Release, version_of
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     try:
         resources = pinned(config.serve)
         release = Release(folder, version_of(Place.of(folder)))
-        own = desk.start(release, config.serve, resources)
+        own = desk.start(release, absolute(config.serve), resources)
         app = application(release, config.serve, own, resources)
         serve.run_many(
             [serve.RunTarget(app, name=NAME, route_prefix="/")],

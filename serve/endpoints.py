@@ -6,10 +6,12 @@ The Ray that ``broadsheet serve`` starts for itself is written down nowhere else
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from pathlib import Path
 
+from pipeline import cluster
 from pipeline.fetch import cache_dir
 
 
@@ -19,10 +21,12 @@ def _file(port: int) -> Path:
 
 
 def remember(port: int, address: str) -> None:
-    """Note that the endpoint on ``port`` runs in the Ray at ``address``. Failing to is no reason not to serve."""
+    """Note that the endpoint on ``port`` runs in the Ray at ``address``, and whether that demands a token. Failing to
+    is no reason not to serve."""
     try:
         _file(port).parent.mkdir(parents=True, exist_ok=True)
-        _file(port).write_text(json.dumps({"address": address}), encoding="utf-8")
+        note = {"address": address, "auth": os.environ.get(cluster.AUTH_MODE, "")}
+        _file(port).write_text(json.dumps(note), encoding="utf-8")
     except OSError:
         pass
 
@@ -30,17 +34,23 @@ def remember(port: int, address: str) -> None:
 def forget(address: str) -> None:
     """Remove the notes of a Ray."""
     for file in _file(0).parent.glob("*.json"):
-        if _read(file) == address:
+        if _read(file)[0] == address:
             file.unlink(missing_ok=True)
 
 
 def find(port: int) -> str | None:
     """The address of the Ray that the endpoint on ``port`` was started in; it may be gone."""
-    return _read(_file(port))
+    return _read(_file(port))[0]
 
 
-def _read(file: Path) -> str | None:
+def auth(port: int) -> str:
+    """RAY_AUTH_MODE of that Ray; empty where it was not set."""
+    return _read(_file(port))[1]
+
+
+def _read(file: Path) -> tuple[str | None, str]:
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["address"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        note = json.loads(file.read_text(encoding="utf-8"))
+        return str(note["address"]), str(note.get("auth", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, ""

@@ -100,16 +100,18 @@ def run(config: Config, wanted: Wanted, where: str | None, address: str | None) 
     _say(new)
 
 
-class _Desk:
+class Desk:
     """The actor, with sentences for what goes wrong."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     def state(self) -> Any:
+        """A ``desk.State``."""
         return self._ask(lambda: self._actor.state.remote())
 
     def put(self, lineup: Lineup) -> bool:
+        """See ``desk.Desk.put``."""
         return bool(self._ask(lambda: self._actor.put.remote(lineup)))
 
     @staticmethod
@@ -127,31 +129,50 @@ class _Desk:
                 time.sleep(1)
 
 
-def _desk(config: Config, address: str | None) -> _Desk:
+def nowhere(config: Config, address: str | None) -> str:
+    """Where no endpoint runs, in words."""
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    return f"no endpoint runs on {address}" if address else f"no endpoint runs here on port {config.serve.port}"
+
+
+def _desk(config: Config, address: str | None) -> Desk:
+    found = find(config, address)
+    if found is None:
+        raise UserError(
+            f"{nowhere(config, address)}: start one with 'broadsheet serve RUN', or name its --port or --address"
+        )
+    return found
+
+
+def find(config: Config, address: str | None) -> Desk | None:
+    """The desk of the endpoint that runs on ``serve.port`` of this machine, or on the cluster; None if none does.
+
+    Raises:
+        UserError: no cluster answers at the address, or two endpoints replace each other just now.
+    """
     import ray
 
     from serve import desk
 
-    port = config.serve.port
     address = address or os.environ.get("RAY_ADDRESS") or None
-    none = f"no endpoint runs on {address}" if address else f"no endpoint runs here on port {port}"
-    none += ": start one with 'broadsheet serve RUN', or name its --port or --address"
-    noted = None if address else endpoints.find(port)
+    noted = None if address else endpoints.find(config.serve.port)
     if not (address or noted):
-        raise UserError(none)
+        return None
+    if noted:
+        cluster.take_on(endpoints.auth(config.serve.port))
     try:
         cluster.connect(address or noted)
     except UserError:
         if noted:
-            raise UserError(none) from None
+            return None
         raise
     found = desk.names()
     if len(found) > 1:
         raise UserError("the endpoint is being deployed anew just now: try again when that is done")
     try:
-        return _Desk(ray.get_actor(found[0], desk.NAMESPACE))
+        return Desk(ray.get_actor(found[0], desk.NAMESPACE))
     except (IndexError, ValueError):
-        raise UserError(none) from None
+        return None
 
 
 def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release], Lineup]) -> Release:
@@ -215,7 +236,7 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
         raise WorkFailed(f"{folder} was refused and takes no traffic: {reason}") from e
 
 
-def _change(desk: _Desk, old: Lineup, new: Lineup, there: set[str]) -> None:
+def _change(desk: Desk, old: Lineup, new: Lineup, there: set[str]) -> None:
     """Have every replica serve ``new``; if one cannot, ``old`` again.
 
     Args:
@@ -240,7 +261,7 @@ def _change(desk: _Desk, old: Lineup, new: Lineup, there: set[str]) -> None:
         raise
 
 
-def _wait(desk: _Desk, lineup: Lineup, there: set[str], seconds: float) -> None:
+def _wait(desk: Desk, lineup: Lineup, there: set[str], seconds: float) -> None:
     """Wait until every replica serves the lineup.
 
     Raises:

@@ -28,6 +28,13 @@ def test_inference_replicas_fit_on_the_nodes(nodes: tuple[int, ...], replicas: i
     assert sum(nodes) - lay.cpus * replicas >= 0.5
 
 
+def test_an_inference_replica_is_no_larger_than_what_others_leave() -> None:
+    lay = pool(cpus(4), free=3.0)  # an endpoint holds one
+    assert (lay.cpus, lay.threads) == (2.5, 3)
+    assert pool(cpus(4), free=4.0) == pool(cpus(4))
+    assert pool(cpus(2), free=0.0).cpus == 0.5
+
+
 def test_one_replica_per_gpu() -> None:
     lay = pool(Resources(((8, 2), (8, 2))))
     assert (lay.replicas, lay.gpus) == (4, 1)

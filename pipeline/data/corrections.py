@@ -118,10 +118,10 @@ def summary(corrections: Corrections, facts: Mapping[str, Any]) -> dict[str, Any
     missing = [name for i, name in enumerate(ids) if i not in met]
     said = []
     if missing:
-        said.append(f"{_rows(missing)} of {corrections.file}: no such row (data.corrections)")
+        said.append(f"{named(missing)} of {corrections.file}: no such row (data.corrections)")
     if stale:
         said.append(
-            f"{_rows([ids[i] for i in stale])} of {corrections.file} left as read: the label is not the one that was "
+            f"{named([ids[i] for i in stale])} of {corrections.file} left as read: the label is not the one that was "
             "judged, so the line may be another row's by now (data.corrections)"
         )
     changed = facts["relabelled"] + facts["dropped"]
@@ -129,6 +129,7 @@ def summary(corrections: Corrections, facts: Mapping[str, Any]) -> dict[str, Any
     return {"relabelled": facts["relabelled"], "dropped": facts["dropped"], "same": same, "warnings": said}
 
 
-def _rows(ids: list[str]) -> str:
+def named(ids: list[str]) -> str:
+    """How many corrections, and the first of their rows."""
     shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
     return f"{len(ids):,} correction{'s' if len(ids) > 1 else ''} ({shown})"

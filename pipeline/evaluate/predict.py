@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.train import checkpoint
 
 SLICE_ROWS = 1024
 BATCH_TOKENS = 2048
+PATIENCE_S = 5.0  # for CPUs that are given back
 CORES_PER_REPLICA = 4  # more threads than this gain little on batches of BATCH_TOKENS
 
 
@@ -34,11 +36,15 @@ class Pool:
     threads: int
 
 
-def pool(have: cluster.Resources) -> Pool:
+def pool(have: cluster.Resources, free: float | None = None) -> Pool:
     """One replica per GPU; without GPUs as many as fit of the size that suits the smallest node, about 4 cores each.
 
     Replicas leave half a CPU of each node alone, or the tasks that feed them would starve; a replica fits on one
     node, or Ray would wait for a larger one for ever.
+
+    Args:
+        have: the cluster.
+        free: CPUs of the node with the most to spare, where others hold the rest for good: replicas are no larger.
     """
     if have.gpus:
         return Pool(have.gpus, 0.5, 1, 1)
@@ -46,7 +52,24 @@ def pool(have: cluster.Resources) -> Pool:
     replicas = -(-smallest // CORES_PER_REPLICA)
     cpus = (smallest - 0.5) / replicas
     fit = sum(int((c - 0.5) / cpus + 1e-9) for c, _ in have.per_node if c)
+    if free is not None and free - 0.5 < cpus:
+        cpus = max(0.5, free - 0.5)
+        return Pool(fit, cpus, 0, max(1, int(cpus + 0.5)))
     return Pool(fit, cpus, 0, max(1, smallest // replicas))
+
+
+def found_room(address: str | None) -> Pool:
+    """Connect, and lay the model out where there is room: an endpoint in the same cluster holds its CPUs for good.
+
+    What has just ended gives its CPUs back within moments: those are waited for.
+    """
+    lay = pool(cluster.connect(address))
+    until = time.monotonic() + PATIENCE_S
+    while not lay.gpus and (free := cluster.most_free_cpus()) - 0.5 < lay.cpus - 1e-9:
+        if time.monotonic() > until:
+            return pool(cluster.resources(), free)
+        time.sleep(0.2)
+    return lay
 
 
 @functools.lru_cache(maxsize=1)
@@ -76,9 +99,8 @@ class _OnGpu:
         return self._function(table)
 
 
-def mapped(dataset: Any, function: Callable[[pa.Table], Any], batch_size: int | None, have: cluster.Resources) -> Any:
+def mapped(dataset: Any, function: Callable[[pa.Table], Any], batch_size: int | None, lay: Pool) -> Any:
     """Lay a function that uses the model out over a data set: plain tasks on CPUs, actors on GPUs."""
-    lay = pool(have)
     options = {"batch_format": "pyarrow", "batch_size": batch_size, "concurrency": lay.replicas, "num_cpus": lay.cpus}
     if lay.gpus:
         options["num_gpus"] = lay.gpus
@@ -94,14 +116,14 @@ def predict_split(
     Returns:
         Row ids, true labels [rows] and probabilities [rows, labels], ordered by shard and row.
     """
-    have = cluster.connect(address)
+    lay = found_room(address)
     items, total = [], 0
     for shard in prepared.shards(split):
         with shard.open_random() as f:
             rows = pq.ParquetFile(f).metadata.num_rows
         items += [f"{shard}|{start}" for start in range(0, rows, SLICE_ROWS)]
         total += rows
-    where, count, version = str(folder), pool(have).threads, version_of(folder)
+    where, count, version = str(folder), lay.threads, version_of(folder)
 
     def score(batch: pa.Table) -> Iterator[pa.Table]:
         classifier = loaded(where, count, version)
@@ -115,7 +137,7 @@ def predict_split(
             yield pa.table({"id": table["id"], "label": table["label"], "probabilities": scores})
 
     data = cluster.data().from_items(items, override_num_blocks=len(items))
-    scored = mapped(data, score, 1, have)
+    scored = mapped(data, score, 1, lay)
     tables = []
     done = 0
     with console.bar("evaluate", f"{split} rows", total) as progress:

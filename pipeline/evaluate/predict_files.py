@@ -23,7 +23,7 @@ from pipeline.data.shards import write_parquet
 from pipeline.errors import WorkFailed
 from pipeline.evaluate import pieces
 from pipeline.evaluate.classifier import Classifier
-from pipeline.evaluate.predict import BATCH_TOKENS, loaded, mapped, pool, version_of
+from pipeline.evaluate.predict import BATCH_TOKENS, found_room, loaded, mapped, version_of
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 
@@ -116,8 +116,8 @@ def _laid_out(
             for piece in read_pieces(i, source, data, out, limit, done):
                 yield from classify_piece(piece, lambda: classifier, names, out).to_pylist()
         return
-    have = cluster.connect(address)
-    count, version = pool(have).threads, version_of(Place.of(folder))
+    lay = found_room(address)
+    count, version = lay.threads, version_of(Place.of(folder))
 
     def read_file(batch: pa.Table) -> Iterator[pa.Table]:
         for i in batch["item"].to_pylist():
@@ -129,7 +129,7 @@ def _laid_out(
     items = cluster.data().from_items(list(range(len(sources))), override_num_blocks=len(sources))
     items.context.target_max_block_size = 1  # each piece is handed on the moment it is read
     read_ones = items.map_batches(read_file, batch_format="pyarrow", batch_size=1, num_cpus=0.25)
-    yield from mapped(read_ones, classify_and_write, 1, have).iter_rows()
+    yield from mapped(read_ones, classify_and_write, 1, lay).iter_rows()
 
 
 def read_pieces(

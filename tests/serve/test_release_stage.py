@@ -42,9 +42,12 @@ def test_flags_that_do_not_go_together(wanted: Wanted, where: str | None, senten
 def test_where_an_endpoint_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROADSHEET_CACHE", str(tmp_path))
     assert endpoints.find(8000) is None
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     endpoints.remember(8000, "127.0.0.1:1")
+    monkeypatch.delenv("RAY_AUTH_MODE")
     endpoints.remember(8001, "127.0.0.1:2")
     assert (endpoints.find(8000), endpoints.find(8001)) == ("127.0.0.1:1", "127.0.0.1:2")
+    assert (endpoints.auth(8000), endpoints.auth(8001), endpoints.auth(8002)) == ("token", "", "")
     endpoints.forget("127.0.0.1:1")
     assert (endpoints.find(8000), endpoints.find(8001)) == (None, "127.0.0.1:2")
     monkeypatch.setenv("BROADSHEET_CACHE", "/proc/nothing")

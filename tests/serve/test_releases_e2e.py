@@ -139,7 +139,8 @@ class Load:
 def command(settings: Config, *flags: str) -> subprocess.CompletedProcess[str]:
     """``broadsheet serve`` in a process of its own."""
     argv = [sys.executable, str(ROOT / "broadsheet.py"), "serve", "--port", str(settings.serve.port), *flags]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    # As in another shell: without what 'ray.init' has put into the environment of this process.
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=400)
 
@@ -147,7 +148,7 @@ def command(settings: Config, *flags: str) -> subprocess.CompletedProcess[str]:
 def state() -> State:
     """What the desk knows; one that is just being restarted is asked again."""
     (name,) = desk.names()
-    found: State = release_stage._Desk(ray.get_actor(name, desk.NAMESPACE)).state()
+    found: State = release_stage.Desk(ray.get_actor(name, desk.NAMESPACE)).state()
     return found
 
 

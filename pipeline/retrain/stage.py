@@ -1,0 +1,179 @@
+"""``broadsheet run --from-feedback``: the new data version, the training on it, and the comparison, as a person meets
+them. Promotion is the endpoint's business (``serve.succession``)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline import config as configuration
+from pipeline import console, stages
+from pipeline.config import Config
+from pipeline.data.prepared import Prepared
+from pipeline.errors import UserError
+from pipeline.evaluate import compare
+from pipeline.model import source
+from pipeline.retrain import base as bases
+from pipeline.retrain import merge, version
+from pipeline.retrain.base import Run
+from pipeline.retrain.decide import Decision, decide
+from pipeline.storage import Place
+
+DECISION = "decision.json"
+OWN_KEYS = ("data.train", "data.validation", "data.test", "data.dataset", "data.text", "data.label", "data.format")
+
+
+def begun(storage: str, name: str) -> str | None:
+    """The run that an earlier attempt under this name started from, if there was one."""
+    made = bases.read_version(Place.of(storage) / name)
+    return None if made is None else str(made["made_of"]["base"])
+
+
+def new_config(base: Run, sets: Sequence[str], flags: Mapping[str, Any]) -> Config:
+    """The configuration of the base, with what the command says on top; the new run lies beside it.
+
+    Raises:
+        UserError: the command names other data, or a name that is taken.
+    """
+    for item in sets:
+        key = item.partition("=")[0].strip()
+        if key in OWN_KEYS:
+            raise UserError(f"--set {key}: the data is that of {base.place} and the feedback: leave it away")
+    beside = {"storage": str(base.place.parent), **{k: v for k, v in flags.items() if v not in (None, ())}}
+    config = configuration.load(base.card["config"], sets, beside)
+    run = Place.of(config.storage) / config.name
+    if run == base.place:
+        raise UserError(f"{run} is the run that it starts from: give the new one another --name")
+    taken = any((run / name).exists() for name in ("config.yaml", "checkpoint", "search.json", "best"))
+    if taken and bases.read_version(run) is None:
+        raise UserError(f"{run} is a run already, and not one from feedback: give the new one another --name")
+    return config
+
+
+def train(base: Run, config: Config, feedback: str | None, suspects: str, address: str | None) -> stages.Job | None:
+    """Make the data version, prepare, train and evaluate; None where there is nothing to learn.
+
+    Args:
+        base: the run that it starts from.
+        config: of ``new_config``.
+        feedback: the folder that the endpoint here writes to; ``serve.feedback`` counts before it.
+        suspects: 'ignore' or 'drop'.
+        address: the Ray cluster.
+
+    Raises:
+        UserError: feedback or corrections make no sense, or the test rows would not be those of the base.
+    """
+    tested = base.predictions()
+    run = Place.of(config.storage) / config.name
+    before = bases.read_version(run)
+    if before is not None:  # the endpoint that told where feedback lies may be gone by now
+        feedback = before["made_of"]["feedback"] or None
+    folder = _folder(config.serve.feedback or feedback, must_exist=before is None)
+    file = config.data.corrections
+    file = "" if file == base.card["config"]["data"]["corrections"] else file  # those are in the base's labels
+    if folder is None and not file and suspects == "ignore":
+        raise UserError("where is the feedback? Name its folder with --set serve.feedback=FOLDER")
+    made = version.make(base, config, run, folder, "drop" if suspects == "drop" else "ignore", file)
+    _say(base, made, folder)
+    if not made.learns:
+        console.say("done", f"nothing that {base.place} does not know already: no run was made")
+        return None
+    job = stages.Job(
+        made.config(config), source.resolve(config.model.name), f"{base.place} and what people said of it: {made.place}"
+    )
+    stages.make_prepared(job, address)
+    assert job.prepared is not None
+    bases.check_same_test(job.prepared, bases.origins(run), tested)
+    _say_fate(job.prepared)
+    stages.learn(job, address)
+    return job
+
+
+def _folder(where: str | None, must_exist: bool) -> Place | None:
+    if where is None:
+        return None
+    folder = Place.of(where)
+    if must_exist and not folder.exists():
+        raise UserError(f"serve.feedback: no such folder: {folder}; name it with --set serve.feedback=FOLDER")
+    return folder
+
+
+def _say(base: Run, made: version.Version, folder: Place | None) -> None:
+    ledger = made.ledger
+    if made.reused:
+        console.say("feedback", f"going on with the data version in {made.place}")
+    outcomes = ", ".join(f"{what} {n:,}" for what, n in ledger["outcomes"].items())
+    if folder is not None:
+        console.say("feedback", f"{ledger['feedback_rows']:,} rows in {folder}" + (f": {outcomes}" if outcomes else ""))
+    changed = ", ".join(f"{n:,} {why}" for why, n in ledger["changed"].items()) or "none changed"
+    where = f" -> {made.place}" if made.learns else ""
+    console.say("feedback", f"{ledger['training_rows']:,} training rows of {base.place}: {changed}; "
+                f"{ledger['outcomes'].get(merge.NEW, 0):,} new{where}")  # fmt: skip
+    for warning in made.warnings:
+        console.warn("feedback", warning)
+
+
+def _say_fate(prepared: Prepared) -> None:
+    """Say which new rows are not trained on, and why: nearly equal to another row, for one."""
+    why: Counter[str] = Counter()
+    for folder in ("duplicates", "rejected"):
+        if prepared.shards(folder):
+            rows = prepared.table(folder, ["id", "reason"])
+            ours = rows.filter(pc.starts_with(rows["id"], f"{version.FEEDBACK}:"))
+            why.update(ours["reason"].to_pylist())
+    if why:
+        console.say("feedback", "new rows that are set aside: " + ", ".join(f"{n:,} {r}" for r, n in why.items()))
+
+
+def check_rival(rival: Run, base: Run) -> None:
+    """Make sure that what serves was tested on the rows that the new run is tested on.
+
+    Raises:
+        UserError: it was made from other data, or not evaluated.
+    """
+    if rival.root != base.root:
+        raise UserError(
+            f"the endpoint serves {rival.place}, made from other data than {base.place}: the two cannot be compared. "
+            f"Start from the one that serves, --from-feedback {shlex.quote(str(rival.place))}"
+        )
+    rival.predictions()
+
+
+def judge(run: Place, rival: Run, seed: int) -> tuple[Decision, dict[str, Any]]:
+    """Compare a new run with its rival on the same test rows.
+
+    Returns:
+        The decision, and what ``decision.json`` says of it.
+
+    Raises:
+        UserError: they are not about the same rows.
+    """
+    new = Run.open(str(run))
+    names = (run.name, rival.place.name) if run.name != rival.place.name else (str(run), str(rival.place))
+    mine = new.predictions()
+    result = compare.compare(mine, compare.aligned(mine, rival.predictions(), names), seed)
+    stages.show_comparison(result, names)
+    decision = decide(result, names)
+    console.say("decide", decision.reason)
+    facts = {
+        "run": str(run),
+        "rival": str(rival.checkpoint),
+        "better": decision.promote,
+        "reason": decision.reason,
+        "promoted": False,
+        "comparison": result,
+        "version": (bases.read_version(run) or {}).get("ledger"),
+    }
+    return decision, facts
+
+
+def note(run: Place, facts: Mapping[str, Any]) -> None:
+    """Write ``decision.json``."""
+    file = run / DECISION
+    file.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+    console.say("decide", f"-> {file}")
