@@ -284,10 +284,10 @@ def keys_revoke(name: str, file: str) -> None:
 @MODEL
 @WORKERS
 def doctor(**options: Any) -> None:
-    """Say what the machine or cluster has, and whether the configured job fits, with the arithmetic."""
+    """Examine all nodes (versions, storage, ports, clock, memory, GPUs, token), and whether the configured run fits."""
     address = options.pop("address")
     config = _load(options)
-    from pipeline import doctor as examination
+    from pipeline.doctor import examination
 
     if not examination.run(config, address):
         sys.exit(1)

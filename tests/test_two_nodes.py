@@ -100,6 +100,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, haproxy_script: Path) -> I
 def test_training_on_two_nodes(cluster: TwoNodes) -> None:
     said = cluster.broadsheet("doctor", "--data", "rows.csv", "--model", "lstm", "--set", f"serve.port={unused_port()}")
     assert "2 nodes, 4 CPUs" in said
+    assert "2 of 2 connections between nodes" in said
+    assert "written, and read by the others, on all 2 nodes" in said
     said = cluster.broadsheet("train", *cluster.what("direct"))
     assert "4 workers x 1 CPU = 4 CPUs" in said
     assert (cluster.folder / "runs/direct/checkpoint/broadsheet.json").exists()
