@@ -64,7 +64,7 @@ def _ended(pid: int, port: int) -> bool:
 
 
 def serve(config: Config, where: str | None, address: str | None) -> None:
-    """Serve a checkpoint until Ctrl-C (or SIGTERM).
+    """Serve a checkpoint until Ctrl-C (or SIGTERM); on a cluster that was named, deploy it there and come back.
 
     Raises:
         UserError: there is no checkpoint, the port is taken, or the endpoint would be open without being asked to.
@@ -84,7 +84,10 @@ def serve(config: Config, where: str | None, address: str | None) -> None:
     key = f'-H "authorization: Bearer ${exposure.KEY_VARIABLE}" ' if config.serve.keys else ""
     ask = f"curl -s {trust}{key}{url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}"
     console.say("next", f"open {url} in a browser, or: {ask}")
-    _wait_and_stop()
+    if cluster.is_named(address):
+        _say_it_stays(config, address)
+    else:
+        _wait_and_stop()
 
 
 def export(config: Config, where: str | None) -> None:
@@ -117,6 +120,7 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     if not keep_serving and config.serve.engine == "auto":  # two texts are not worth measuring engines
         config = config.updated({"serve.engine": "torch"})
     url = _deploy(job.checkpoint, config)
+    stays = False
     try:
         texts = stages.two_texts(job)
         section = job.config.serve
@@ -126,10 +130,15 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
             words = ", ".join(f"{a['label']} {a['score']:.3f}" for a in answer)
             console.say("serve", f"“{text[:80]}{'…' if len(text) > 80 else ''}” -> {words}")
         job.seconds["serve"] = time.monotonic() - began
+        if keep_serving and cluster.is_named(address):
+            stays = True
+            _say_it_stays(config, address)
+            return
         if keep_serving:
             _wait_and_stop(stop=False)
     finally:
-        deploy.shutdown()
+        if not stays:
+            deploy.shutdown()
     console.say("serve", "endpoint stopped")
     if not keep_serving:
         console.say("done", f"everything is under {job.run}")
@@ -150,6 +159,13 @@ def _deploy(checkpoint: Place, config: Config) -> str:
     if s.keys is None and not exposure.is_loopback(s.host):
         console.warn("serve", f"whoever reaches {s.host}:{s.port} may ask: there are no keys (--insecure)")
     return url
+
+
+def _say_it_stays(config: Config, address: str | None) -> None:
+    """How to come back to an endpoint that the cluster keeps."""
+    where = f"broadsheet serve{'' if config.serve.port == 8000 else f' --port {config.serve.port}'} --address "
+    where += address or "auto"  # RAY_ADDRESS is the job's own affair
+    console.say("next", f"the cluster keeps the endpoint: {where} --status, --update RUN, --rollback, --stop")
 
 
 def _wait_and_stop(stop: bool = True) -> None:
