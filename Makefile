@@ -8,11 +8,11 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run serve test lint bench clean
+.PHONY: help install run serve test cluster-test lint bench clean
 
 help: ## list the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## environment in .venv at the versions of constraints.txt (at once if nothing changed)
 
@@ -36,6 +36,9 @@ serve: install ## serve the run 'default'; does the run first if there is none
 
 test: install ## the test suite
 	$(BIN)/pytest -q $(ARGS)
+
+cluster-test: install ## three hosts on this machine and the real `ray up`, as root; needs ip, unshare, sshd, rsync
+	$(BIN)/python tests/real_hosts.py $(ARGS)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
