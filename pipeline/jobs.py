@@ -146,7 +146,7 @@ def follow(client: Any, job: str) -> int:
                 if info.status.value in OVER:
                     return _exit_code(info)
             except Exception as e:  # whatever Ray, aiohttp and requests raise for a connection that broke
-                if "404" in str(e):
+                if getattr(e, "status", None) == 404 or "status code 404" in str(e):
                     raise WorkFailed(
                         f"the cluster knows no job {job}: it was started anew. Submit again, to go on"
                     ) from e
