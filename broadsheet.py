@@ -284,6 +284,7 @@ def keys_revoke(name: str, file: str) -> None:
 @DATA
 @MODEL
 @WORKERS
+@ENDPOINT
 def doctor(**options: Any) -> None:
     """Examine all nodes (versions, storage, ports, clock, memory, GPUs, token), and whether the configured run fits."""
     address = options.pop("address")
