@@ -8,11 +8,11 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run serve test test-slow lint bench clean
+.PHONY: help install run serve test test-slow cluster-test lint bench clean
 
 help: ## list the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## environment in .venv at the versions of constraints.txt (at once if nothing changed)
 
@@ -39,6 +39,9 @@ test: install ## the test suite
 
 test-slow: install ## the tests that kill processes, lose nodes and start clusters
 	$(BIN)/pytest -q -m slow $(ARGS)
+
+cluster-test: install ## three hosts on this machine and the real `ray up`, as root; needs ip, unshare, sshd, rsync
+	$(BIN)/python tests/real_hosts.py $(ARGS)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

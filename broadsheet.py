@@ -54,7 +54,7 @@ ENDPOINT = _options(
     click.option("--port", type=int, metavar="PORT", help="HTTP port. [8000]"),
     click.option("--insecure", is_flag=True, default=None, help="Listen beyond loopback without API keys."),
 )
-RELEASE_FLAGS = ("update", "canary", "shadow", "promote", "rollback", "status", "unchecked")
+RELEASE_FLAGS = ("update", "canary", "shadow", "promote", "rollback", "status", "unchecked", "stop")
 RELEASES = _options(
     click.option("--update", metavar="RUN", help="Have the running endpoint serve this checkpoint instead."),
     click.option("--canary", metavar="SHARE", help="With --update: beside the old one, for a share such as 10%."),
@@ -62,6 +62,7 @@ RELEASES = _options(
     click.option("--promote", is_flag=True, help="Have the checkpoint that is beside the old one replace it."),
     click.option("--rollback", is_flag=True, help="Take that one away again; else go back to the one before."),
     click.option("--status", is_flag=True, help="Show the models of the running endpoint, side by side."),
+    click.option("--stop", is_flag=True, help="End the endpoint on the cluster of --address."),
     click.option("--unchecked", is_flag=True, help="With --update: without golden rows, or with other labels."),
 )
 
@@ -102,7 +103,7 @@ def cli() -> None:
 @WORKERS
 @ENDPOINT
 @FULL
-@click.option("--keep-serving", is_flag=True, help="Leave the endpoint running until Ctrl-C.")
+@click.option("--keep-serving", is_flag=True, help="Leave the endpoint running until Ctrl-C; on a cluster, for good.")
 @click.option(
     "--from-feedback",
     metavar="[RUN]",
@@ -245,7 +246,7 @@ def export(where: str | None, **options: Any) -> None:
 @ENDPOINT
 @RELEASES
 def serve(where: str | None, **options: Any) -> None:
-    """Serve a checkpoint over HTTP until Ctrl-C, or change the models of an endpoint that runs."""
+    """Serve a checkpoint over HTTP until Ctrl-C, or on a cluster for good; or change the models of what runs."""
     address = options.pop("address")
     releases = {flag: options.pop(flag) for flag in RELEASE_FLAGS}
     config = _load(options)
@@ -314,14 +315,76 @@ def keys_revoke(name: str, file: str) -> None:
 @DATA
 @MODEL
 @WORKERS
+@ENDPOINT
 def doctor(**options: Any) -> None:
-    """Say what the machine or cluster has, and whether the configured job fits, with the arithmetic."""
+    """Examine all nodes (versions, storage, ports, clock, memory, GPUs, token), and whether the configured run fits."""
     address = options.pop("address")
     config = _load(options)
-    from pipeline import doctor as examination
+    from pipeline.doctor import examination
 
     if not examination.run(config, address):
         sys.exit(1)
+
+
+JOBS = click.option(
+    "--address",
+    metavar="URL",
+    help="The head's dashboard, or HOST:6379 on the head. [RAY_ADDRESS, else port 8265 here]",
+)
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@JOBS
+@click.option("--working-dir", metavar="FOLDER", help="Send this folder along; the command runs in a copy of it.")
+@click.option("--requirements", metavar="FILE", help="Packages that every node installs for this job.")
+@click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="For the job's environment; repeatable.")
+@click.option("--no-follow", is_flag=True, help="Come back at once instead of showing what the job says.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def submit(address: str | None, no_follow: bool, command: tuple[str, ...], **options: Any) -> None:
+    """Run a command as a job on a cluster, show what it says, and end with its exit code.
+
+    For example: broadsheet submit -- run --storage s3://bucket/runs --data s3://bucket/rows.parquet
+    """
+    from pipeline import jobs, submission
+
+    verb = cli.commands.get(command[0])
+    if verb is None or command[0] not in submission.VERBS:
+        raise UserError(f"submit takes one of {', '.join(submission.VERBS)} after the '--', not '{command[0]}'")
+    understood = dict(verb.make_context(f"broadsheet submit -- {command[0]}", list(command[1:])).params)
+    config = _load(dict(understood))
+    wanted = submission.plan(command, understood, config, **options)
+    sys.exit(jobs.submit(jobs.connect(address), wanted, not no_follow))
+
+
+@cli.command()
+@JOBS
+@click.argument("run", required=False, metavar="[RUN]")
+def status(address: str | None, run: str | None) -> None:
+    """List the jobs of a cluster, or show the newest one of a run."""
+    from pipeline import jobs
+
+    jobs.status(jobs.connect(address), run)
+
+
+@cli.command()
+@JOBS
+@click.option("--no-follow", is_flag=True, help="Only what it has said so far.")
+@click.argument("run", metavar="RUN")
+def logs(address: str | None, run: str, no_follow: bool) -> None:
+    """Show what a job says (RUN: its run or its id), and end with its exit code. Ctrl-C leaves the job alone."""
+    from pipeline import jobs
+
+    sys.exit(jobs.logs(jobs.connect(address), run, not no_follow))
+
+
+@cli.command()
+@JOBS
+@click.argument("run", metavar="RUN")
+def stop(address: str | None, run: str) -> None:
+    """End a job (RUN: its run or its id); what it has finished stays."""
+    from pipeline import jobs
+
+    jobs.stop(jobs.connect(address), run)
 
 
 @cli.command("config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import warnings
@@ -91,7 +92,7 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if address != "local":
-            _check_reachable(address)
+            check_reachable(address)
         if address == "local":
             # Two Train runs and their helpers are eight processes, mostly idle: no reason for Ray to warn of a leak.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, local_cpus())))
@@ -134,7 +135,15 @@ def is_named(address: str | None) -> bool:
     return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
 
 
-def _check_reachable(address: str) -> None:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener on ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_reachable(address: str) -> None:
     """Find out in seconds that nobody listens: Ray's own attempt takes minutes.
 
     Raises:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 
+from pipeline.cluster import is_loopback as is_loopback
 from pipeline.config import ServeConfig
 from pipeline.errors import UserError
 from pipeline.storage import Place
 from serve import haproxy, keys, tls
 
 KEY_VARIABLE = "BROADSHEET_KEY"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener on ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check(config: ServeConfig, joins: bool) -> None:

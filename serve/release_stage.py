@@ -28,7 +28,7 @@ EVERY_S = 0.2
 
 @dataclass(frozen=True)
 class Wanted:
-    """The command's flags; the first four are what to do, and exclude each other."""
+    """The command's flags; update, promote, rollback, status and stop are what to do, and exclude each other."""
 
     update: str | None = None
     promote: bool = False
@@ -37,6 +37,7 @@ class Wanted:
     canary: str | None = None
     shadow: bool = False
     unchecked: bool = False
+    stop: bool = False
 
     @property
     def anything(self) -> bool:
@@ -50,7 +51,7 @@ class Wanted:
             UserError: with the two that do not.
         """
         does = {"--update": self.update is not None, "--promote": self.promote, "--rollback": self.rollback,
-                "--status": self.status}  # fmt: skip
+                "--status": self.status, "--stop": self.stop}  # fmt: skip
         chosen = [flag for flag, given in does.items() if given]
         if len(chosen) > 1:
             raise UserError(f"{chosen[0]} and {chosen[1]} exclude each other: give one of them")
@@ -72,8 +73,18 @@ def run(config: Config, wanted: Wanted, where: str | None, address: str | None) 
         WorkFailed: a replica could not serve what was wanted; what was there before serves on.
     """
     wanted.check(where)
+    if wanted.stop and not cluster.is_named(address):
+        raise UserError(
+            "--stop ends an endpoint on a cluster: name it with --address; one that runs in a terminal ends with Ctrl-C"
+        )
     share = None if wanted.canary is None else releases.parse_share(wanted.canary)
     desk = _desk(config, address)
+    if wanted.stop:
+        from serve import deploy
+
+        deploy.shutdown()
+        console.say("serve", "endpoint stopped")
+        return
     if wanted.status:
         from serve import status
 

@@ -64,7 +64,7 @@ def _ended(pid: int, port: int) -> bool:
 
 
 def serve(config: Config, where: str | None, address: str | None) -> None:
-    """Serve a checkpoint until Ctrl-C (or SIGTERM).
+    """Serve a checkpoint until Ctrl-C (or SIGTERM); on a cluster that was named, deploy it there and come back.
 
     Raises:
         UserError: there is no checkpoint, the port is taken, or the endpoint would be open without being asked to.
@@ -88,7 +88,10 @@ def serve(config: Config, where: str | None, address: str | None) -> None:
     key = f'-H "authorization: Bearer ${exposure.KEY_VARIABLE}" ' if config.serve.keys else ""
     ask = f"curl -s {trust}{key}{url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(body)}"
     console.say("next", f"open {url} in a browser, or: {ask}")
-    _wait_and_stop()
+    if cluster.is_named(address):
+        _say_it_stays(config, address)
+    else:
+        _wait_and_stop()
 
 
 def export(config: Config, where: str | None) -> None:
@@ -123,6 +126,7 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     if not keep_serving and config.serve.engine == "auto":  # two texts are not worth measuring engines
         config = config.updated({"serve.engine": "torch"})
     url = _deploy(job.checkpoint, config)
+    stays = False
     try:
         texts = stages.two_texts(job)
         section = job.config.serve
@@ -132,10 +136,15 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
             words = ", ".join(f"{a['label']} {a['score']:.3f}" for a in answer)
             console.say("serve", f"“{text[:80]}{'…' if len(text) > 80 else ''}” -> {words}")
         job.seconds["serve"] = time.monotonic() - began
+        if keep_serving and cluster.is_named(address):
+            stays = True
+            _say_it_stays(config, address)
+            return
         if keep_serving:
             _wait_and_stop(stop=False)
     finally:
-        deploy.shutdown()
+        if not stays:
+            deploy.shutdown()
     console.say("serve", "endpoint stopped")
     if not keep_serving:
         console.say("done", f"everything is under {job.run}")
@@ -184,6 +193,13 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
         else:
             console.say("serve", f"serve.{key}={getattr(config.serve, key):g} is kept, as it is set")
     return config.updated(changes)
+
+
+def _say_it_stays(config: Config, address: str | None) -> None:
+    """How to come back to an endpoint that the cluster keeps."""
+    where = f"broadsheet serve{'' if config.serve.port == 8000 else f' --port {config.serve.port}'} --address "
+    where += address or "auto"  # RAY_ADDRESS is the job's own affair
+    console.say("next", f"the cluster keeps the endpoint: {where} --status, --update RUN, --rollback, --stop")
 
 
 def _wait_and_stop(stop: bool = True) -> None:

@@ -42,7 +42,24 @@ def csv(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     "verb",
-    ["", "run", "prepare", "train", "tune", "evaluate", "predict", "serve", "export", "doctor", "config", "keys"],
+    [
+        "",
+        "run",
+        "prepare",
+        "train",
+        "tune",
+        "evaluate",
+        "predict",
+        "serve",
+        "export",
+        "doctor",
+        "config",
+        "keys",
+        "submit",
+        "status",
+        "logs",
+        "stop",
+    ],
 )
 def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     done = broadsheet(*([verb] if verb else []), "--help", folder=tmp_path)
@@ -144,6 +161,15 @@ def test_nothing_listens_beyond_loopback_by_accident(tmp_path: Path, csv: str) -
     said = refused(broadsheet("run", *flags, "--set", "serve.keys=broadsheet-keys.json", folder=tmp_path))
     assert "BROADSHEET_KEY" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    def said(*command: str) -> str:
+        return refused(broadsheet("submit", "--address", "http://127.0.0.1:1", "--", *command, folder=tmp_path))
+
+    assert "--storage 'runs' is relative" in said("run")
+    assert "No such option" in said("train", "--epocs", "3")
+    assert "--stop ends an endpoint on a cluster" in refused(broadsheet("serve", "--stop", folder=tmp_path))
 
 
 def test_keys(tmp_path: Path) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import unused_port
+
+from pipeline.errors import WorkFailed
+from serve import client
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +39,10 @@ class TwoNodes:
     folder: Path
     environment: dict[str, str]
 
-    def broadsheet(self, *arguments: str, job: bool = False) -> str:
+    def broadsheet(self, *arguments: str, address: str | None = None) -> str:
         """Run a command and return what it printed; it must succeed."""
-        command = [sys.executable, "-m", "broadsheet", *arguments]
-        if job:
-            command = [script("ray"), "job", "submit", "--address", self.dashboard, "--", *command]
-        else:
-            command += ["--address", self.address]
+        verb, *rest = arguments
+        command = [sys.executable, "-m", "broadsheet", verb, "--address", address or self.address, *rest]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=350
         )
@@ -67,6 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, haproxy_script: Path) -> I
     rows = [f"{words[k]} {i},{k}" for i in range(90) for k in "abc"]
     (folder / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     known = {k: v for k, v in os.environ.items() if k not in ("BROADSHEET_DATA", "RAY_ADDRESS")}
+    known["PATH"] = f"{Path(sys.executable).parent}:{known['PATH']}"  # as where the environment is activated
     environment = known | haproxy_environment(ServeConfig(), script=haproxy_script)
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     port, dashboard = unused_port(), unused_port()
@@ -102,14 +107,69 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, haproxy_script: Path) -> I
 def test_training_on_two_nodes(cluster: TwoNodes) -> None:
     said = cluster.broadsheet("doctor", "--data", "rows.csv", "--model", "lstm", "--set", f"serve.port={unused_port()}")
     assert "2 nodes, 4 CPUs" in said
+    assert "2 of 2 connections between nodes" in said
+    assert "written, and read by the others, on all 2 nodes" in said
     said = cluster.broadsheet("train", *cluster.what("direct"))
     assert "4 workers x 1 CPU = 4 CPUs" in said
     assert (cluster.folder / "runs/direct/checkpoint/broadsheet.json").exists()
 
 
+@contextmanager
+def fragile(url: str) -> Iterator[str]:
+    """A way to ``url`` that breaks once, when the job has said how many rows it has read."""
+    host, port = url.removeprefix("http://").split(":")
+    broken = threading.Event()
+
+    def carry(source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                if b"rows read" in piece and not broken.is_set():
+                    broken.set()
+                    break
+                to.sendall(piece)
+        for end in (source, to):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((host, int(port)))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=carry, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    assert broken.is_set()
+
+
 @pytest.mark.timeout(400)
-def test_the_whole_run_as_a_job(cluster: TwoNodes) -> None:
-    said = cluster.broadsheet("run", *cluster.what("job"), "--port", str(unused_port()), job=True)
-    assert "270 rows read" in said
+def test_the_whole_run_as_a_job_over_a_connection_that_breaks(cluster: TwoNodes) -> None:
+    run = ["run", *cluster.what("job"), "--port", str(unused_port())]
+    with fragile(cluster.dashboard) as address:
+        said = cluster.broadsheet("submit", "--", *run, address=address)
+    assert "the connection broke" in said
+    assert said.count("270 rows read") == 1
     assert "endpoint stopped" in said
     assert (cluster.folder / "runs/job/report/index.html").exists()
+    assert "SUCCEEDED" in cluster.broadsheet("status", address=cluster.dashboard)
+    assert cluster.broadsheet("logs", "job").count("270 rows read") == 1  # the head's address will do on the head
+    assert "is over already: succeeded" in cluster.broadsheet("stop", "job", address=cluster.dashboard)
+
+
+@pytest.mark.timeout(400)
+def test_an_endpoint_that_stays_and_is_stopped(cluster: TwoNodes) -> None:
+    port = str(unused_port())
+    said = cluster.broadsheet(
+        "serve", str(cluster.folder / "runs/direct"), "--port", port, "--set", "serve.engine=torch"
+    )
+    assert f"--port {port} --address {cluster.address} --status" in said
+    answers = client.classify(f"http://127.0.0.1:{port}", ["red green blue 3"], top_k=1)
+    assert answers[0][0]["label"] in ("a", "b", "c")
+    assert "runs/direct" in cluster.broadsheet("serve", "--status")
+    assert "endpoint stopped" in cluster.broadsheet("serve", "--stop")
+    with pytest.raises(WorkFailed):
+        client.classify(f"http://127.0.0.1:{port}", ["red"], top_k=1)
