@@ -75,7 +75,8 @@ def plan(
             "leave --address away after the '--': a job knows its cluster. Before it, it names where to submit"
         )
     out = options.get("out")
-    for flag, path, example in (("--storage", config.storage, "runs"), ("--out", out, "scored")):
+    storage = None if options.get("where") else config.storage  # a command that is given its run needs none
+    for flag, path, example in (("--storage", storage, "runs"), ("--out", out, "scored")):
         if path is not None and _is_relative(path):
             raise UserError(
                 f"{flag} '{path}' is relative to a folder that ends with the job: name one that every node sees, "

@@ -34,7 +34,7 @@ PEM = "front.pem"  # in the folder of the configuration, which is private
 CLIENT_HEADER = b"x-broadsheet-client"
 BUFFER_BYTES = 65_536  # per direction of a connection in use: 64 texts of news fit
 REQUEST_S = 30  # for a request to arrive, as far as the buffer holds it
-RETRIES = 10
+RETRIES = 3
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -105,6 +105,8 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # On a busy machine the proxy takes longer than Ray's 5 s to start; Ray would kill it and fail.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # A replica that refuses a connection is dead, and looks like the least busy one until it is out.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # Three of these until Ray starts its actor anew whose HAProxy was killed; a stand-in answers meanwhile.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
@@ -167,7 +169,7 @@ def patient(config_text: str) -> str:
     )
     rules = {
         r"^(\s+)tune\.bufsize \d+$": rf"\1tune.bufsize {BUFFER_BYTES}",
-        # A dead replica refuses connections at once and is out after three; until then it looks like the least busy.
+        # Few: a text that kills a replica, were there one, must not go through all of them.
         r"^(\s+)retry-on conn-failure$": rf"\1retry-on conn-failure empty-response\n\1retries {RETRIES}",
         r"(?<=^frontend http_frontend\n)(\s+)(bind \S+:\d+.*)$": "\n".join(rf"\1{line}" for line in (r"\2", *front)),
     }

@@ -65,6 +65,11 @@ def test_not_every_command_is_a_job() -> None:
         made("keys", "list")
 
 
+def test_a_command_that_is_given_its_run_needs_no_storage() -> None:
+    wanted = made("serve", "/mnt/runs/best", sets=("storage=runs",), options={"where": "/mnt/runs/best"})
+    assert wanted.entrypoint == "python -m broadsheet serve /mnt/runs/best"
+
+
 def test_a_job_is_called_after_what_it_serves() -> None:
     assert made("serve", "/mnt/runs/best", options={"where": "/mnt/runs/best/"}).run == "best"
 
