@@ -174,9 +174,8 @@ def play() -> None:
         print(laptop.broadsheet("status"))
     began = time.monotonic()
     laptop.ray("down", "-y", laptop.config)
-    say(f"ray down: {time.monotonic() - began:.0f} s")
-    left = [line for name in HOSTS for line in _processes(name) if "raylet" in line or "gcs_server" in line]
-    assert not left, f"ray down left: {left}"
+    until("the end of every Ray", lambda: not any("raylet/raylet" in p or "gcs_server" in p for p in _processes()))
+    say(f"ray down: no Ray is left after {time.monotonic() - began:.0f} s")
 
 
 def _quietly(ask: Any) -> Any:
@@ -185,9 +184,13 @@ def _quietly(ask: Any) -> Any:
     return None
 
 
-def _processes(name: str) -> list[str]:
-    pids = sh("ip", "netns", "pids", name).split()
-    return [Path(f"/proc/{p}/cmdline").read_text().replace("\0", " ") for p in pids if Path(f"/proc/{p}").exists()]
+def _processes() -> list[str]:
+    """The command lines of all hosts."""
+    found = []
+    for pid in (pid for name in HOSTS for pid in sh("ip", "netns", "pids", name).split()):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+    return found
 
 
 def main() -> int:
