@@ -62,7 +62,9 @@ RELEASES = _options(
     click.option("--promote", is_flag=True, help="Have the checkpoint that is beside the old one replace it."),
     click.option("--rollback", is_flag=True, help="Take that one away again; else go back to the one before."),
     click.option("--status", is_flag=True, help="Show the models of the running endpoint, side by side."),
-    click.option("--unchecked", is_flag=True, help="With --update: without golden rows, or with other labels."),
+    click.option(
+        "--unchecked", is_flag=True, help="With --update: without golden rows or a cascade, or with other labels."
+    ),
 )
 
 FLAGS = {
