@@ -54,6 +54,7 @@ def test_a_checkpoint_like_any_other(run: Path) -> None:
     encoded = classifier.encode(["goal by the team", "芯片 和 电脑", "", "oil " * 5000, "zzz"])
     scores = classifier.probabilities(classifier.all_logits(encoded.ids, 1024))
     assert [classifier.labels[i] for i in scores.argmax(1)][:2] == ["sport", "科技"]
+    assert (run / "checkpoint" / "model.safetensors").stat().st_mode & 0o777 == 0o644  # others may serve it
     assert classifier.labels[scores[3].argmax()] == "money"
     assert encoded.truncated == [False] * 5
     assert np.allclose(scores.sum(1), 1)
