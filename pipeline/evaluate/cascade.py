@@ -2,10 +2,12 @@
 
 How sure it must be is decided on validation rows. Sorted by confidence, the first k rows are answered by the linear
 model; of those it loses l that the network gets right, and gains g the other way round. The k goes up in steps of a
-twentieth of the rows, until accuracy might have fallen by more than ``BOUND``: until ``l - g + sqrt(l + g) > BOUND *
-rows``. The square root is the standard error of the fall, in rows (McNemar 1947: l + g pairs that differ, signs by
-chance). Two guards against luck: with whichever k is the largest that fits, and without the standard error, about half
-of all samples of 2,000 rows gave a k that cost more on other rows (``benchmarks/LOG.md``); with both, one in twelve.
+twentieth of the rows, until accuracy might have fallen by more than ``BOUND``: until ``l - g + SURE * sqrt(l + g) >
+BOUND * rows``. The square root is the standard error of the fall, in rows (McNemar 1947: l + g pairs that differ, signs
+by chance), so each step is a test of "it falls by more" at 5%, and the first that is not passed ends them: in such a
+sequence the 5% holds for whichever step is taken (Angelopoulos, Bates, Candes, Jordan and Lei, Learn then Test, 2021,
+fixed sequence testing). The largest share that just fits, without a margin, cost more than that on other rows in half
+of all draws of 2,000 rows; this one in 2% (``benchmarks/LOG.md``).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pipeline.evaluate import calibration, golden, metrics
 from pipeline.evaluate.baseline import Baseline
 
 BOUND = 0.001  # by which accuracy may fall
+SURE = 1.645  # standard errors: 95%, one-sided
 STEPS = 20
 MIN_ROWS = 500  # of validation; on fewer, not one row could be lost, and few would show it
 MIN_SHARE = 0.1  # of the texts; below, the linear model costs more trouble than it saves time
@@ -175,7 +178,7 @@ def chosen(points: tuple[Point, ...], rows: int) -> Point | None:
     """The last point before accuracy might have fallen by more than ``BOUND``, see above; None where none is."""
     best = None
     for point in points:
-        if point.lost - point.gained + math.sqrt(point.lost + point.gained) > BOUND * rows + 1e-9:
+        if point.lost - point.gained + SURE * math.sqrt(point.lost + point.gained) > BOUND * rows + 1e-9:
             break
         best = point
     return best

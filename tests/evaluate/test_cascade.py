@@ -13,7 +13,19 @@ from scipy.special import softmax
 
 from pipeline.evaluate import cascade, report
 from pipeline.evaluate.baseline import SHARED, Baseline
-from pipeline.evaluate.cascade import BOUND, MIN_ROWS, Both, Point, Record, chosen, curve, judge, measured, settled
+from pipeline.evaluate.cascade import (
+    BOUND,
+    MIN_ROWS,
+    SURE,
+    Both,
+    Point,
+    Record,
+    chosen,
+    curve,
+    judge,
+    measured,
+    settled,
+)
 
 BASE: Any = Baseline({"tokens": SHARED}, np.empty((0, 3)), None, None, {}, 32)  # type: ignore[arg-type]
 
@@ -74,7 +86,7 @@ def test_accuracy_on_the_rows_that_chose_never_falls_by_more_than_the_bound(
         return
     assert float((network.argmax(1) == labels).mean()) - best.accuracy <= BOUND + 1e-12
     for point in points:  # nothing stricter is worse than it may be, and the next step would be
-        might_fall = point.lost - point.gained + math.sqrt(point.lost + point.gained)
+        might_fall = point.lost - point.gained + SURE * math.sqrt(point.lost + point.gained)
         if point.share <= best.share:
             assert might_fall <= BOUND * len(labels) + 1e-9
         else:
@@ -91,11 +103,11 @@ def points_of(*lost_and_gained: tuple[int, int]) -> tuple[Point, ...]:
 
 
 def test_the_choice_by_hand() -> None:
-    assert chosen(points_of((0, 0), (1, 0), (9, 0)), 2_000) == points_of((0, 0), (1, 0), (9, 0))[1]  # 1 + 1 <= 2
-    assert chosen(points_of((0, 0), (1, 0)), 1_999) == points_of((0, 0), (1, 0))[0]
+    assert chosen(points_of((0, 0), (1, 0), (9, 0)), 2_645) == points_of((0, 0), (1, 0), (9, 0))[1]  # 1 + 1.645
+    assert chosen(points_of((0, 0), (1, 0)), 2_644) == points_of((0, 0), (1, 0))[0]
     assert chosen(points_of((1, 0), (0, 9)), 500) is None  # what comes behind a bad point does not count
-    tail = points_of((0, 3), (1, 4), (8, 5))
-    assert chosen(tail, 100) == tail[1]  # 1 - 4 + 2.2 is below nought, 8 - 5 + 3.6 is not
+    tail = points_of((0, 3), (1, 6), (8, 9))
+    assert chosen(tail, 100) == tail[1]  # 1 - 6 + 4.4 is below nought, 8 - 9 + 6.8 is not
     assert chosen((), 100) is None
 
 
