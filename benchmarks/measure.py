@@ -95,6 +95,15 @@ def _tree(root: int) -> list[int]:
     return sizes
 
 
+def trained(folder: Path) -> str:
+    """The short AG News job, trained and evaluated."""
+    binary = str(Path(sys.executable).with_name("broadsheet"))
+    name = ["--name", "bench", "--storage", str(folder), "--dataset", "ag_news"]
+    for words in ([binary, "train", *name], [binary, "evaluate", str(folder / "bench"), *name[:4]]):
+        subprocess.run(words, check=True)
+    return str(folder / "bench")
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from measure import RESULTS, machine, write
+from measure import RESULTS, machine, trained, write
 
 sys.path.pop(0)  # this folder: ``serve`` is the package, not this file
 
@@ -122,15 +122,6 @@ def in_process(engine: Any, texts: list[str], batch_tokens: int) -> dict[str, fl
 def labels_of(url: str, texts: list[str]) -> list[str]:
     """The best label of each text, by HTTP."""
     return [request(url, json.dumps({"inputs": [t]}).encode())[0][0]["label"] for t in texts]
-
-
-def trained(folder: Path) -> str:
-    """The short AG News job, trained and evaluated."""
-    binary = str(Path(sys.executable).with_name("broadsheet"))
-    name = ["--name", "bench", "--storage", str(folder), "--dataset", "ag_news"]
-    for words in ([binary, "train", *name], [binary, "evaluate", str(folder / "bench"), *name[:4]]):
-        subprocess.run(words, check=True)
-    return str(folder / "bench")
 
 
 def main() -> None:

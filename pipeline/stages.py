@@ -242,7 +242,7 @@ def _evaluate(job: Job, address: str | None) -> None:
 def _show_evaluation(
     where: Place, prepared: Prepared, out: Place, address: str | None, extra: dict[str, Any]
 ) -> dict[str, float]:
-    from pipeline.evaluate import baseline, report, slices
+    from pipeline.evaluate import baseline, cascade, report, slices
     from pipeline.evaluate import evaluate as evaluation
 
     done = evaluation.evaluate(where, prepared, out, address, extra)
@@ -260,6 +260,8 @@ def _show_evaluation(
         console.say("evaluate", baseline.line(linear, test["accuracy"]))
     if weak := baseline.warning(linear, test["accuracy"]):
         console.warn("evaluate", weak)
+    if pair := done.metrics["cascade"]:
+        console.say("evaluate", cascade.line(pair))
     scaling = done.metrics["calibration"]
     before, after = scaling["before"]["ece"], scaling["after"]["ece"]
     console.say("evaluate", f"calibration error {before:.4f}, at temperature {scaling['temperature']:g} {after:.4f} "

@@ -14,12 +14,13 @@ from ray.serve.config import AutoscalingConfig
 
 from pipeline.config import ServeConfig
 from pipeline.errors import UserError
+from pipeline.evaluate import cascade_folder
 from pipeline.evaluate.evidence import FILE, Evidence
 from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.reference import FILE as REFERENCE
 from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
-from serve import feedback, follow
+from serve import cascade, feedback, follow
 from serve.api import build_app
 from serve.node_metrics import Mirror
 from serve.releases import Lineup, Release
@@ -88,7 +89,7 @@ def load_model(release: Release, config: ServeConfig, measure: bool = True) -> M
         measure: whether engines may be measured, if they were not yet.
 
     Raises:
-        UserError: it is damaged, is not what it was, or fails its golden rows.
+        UserError: it or its cascade is damaged, is not what it was, or fails its golden rows.
     """
     folder = Place.of(release.checkpoint)
     engine = load_engine(release.checkpoint, config, measure)
@@ -103,7 +104,10 @@ def load_model(release: Release, config: ServeConfig, measure: bool = True) -> M
         failure = refusal(engine, golden, config.batch_tokens)
     if failure is not None:
         raise UserError(f"{folder} may not take traffic: {failure}")
-    return Model(engine, load_index(release.checkpoint, engine), load_reference(release.checkpoint, engine))
+    first = cascade.load(folder, engine, golden) if config.cascade else None
+    # A cascade has other labels and confidences than the network alone, and so a reference of its own.
+    reference = load_reference(str(folder / cascade_folder.FOLDER) if first else release.checkpoint, engine)
+    return Model(engine, load_index(release.checkpoint, engine), reference, first)
 
 
 def refusal(engine: Engine, golden: Golden | None, batch_tokens: int) -> str | None:

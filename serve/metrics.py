@@ -36,6 +36,7 @@ class Metrics:
         self.labels = Counter(
             "predicted_labels", "Texts by the label of highest probability.", [*model, "label"], **own
         )
+        self.cascade = Counter("cascade_texts", "Texts of a cascade, by who answered.", [*model, "by"], **own)
         self.phases = Histogram(
             "phase_seconds", "Seconds of a request to classify, by phase.", [*model, "phase"], buckets=SECONDS, **own
         )
@@ -126,6 +127,11 @@ class ModelMetrics:
             self._labels[label].inc(int(counts[label]))
         for phase, seconds in phases.items():
             self._phases[phase].observe(seconds)
+
+    def cascaded(self, by_linear: int, by_network: int) -> None:
+        """Count the texts of one request that the linear model of a cascade answered, and those that it left."""
+        self._replica.cascade.labels(self._version, "linear").inc(by_linear)
+        self._replica.cascade.labels(self._version, "network").inc(by_network)
 
     def batch(self, texts: int, tokens: int) -> None:
         """Count a forward pass; ``tokens`` with padding."""

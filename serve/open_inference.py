@@ -166,6 +166,7 @@ def answer(asked: Asked, result: Result, labels: list[str], version: str) -> dic
         **({} if asked.id is None else {"id": asked.id}),
         "parameters": {
             "truncated": result.truncated,
+            "by_linear": result.by_linear,
             **{f"{phase}_ms": round(1000 * s, 2) for phase, s in result.phases.items()},
         },
         "outputs": [outputs[name] for name in asked.outputs],

@@ -62,6 +62,7 @@ def add_route(app: FastAPI, roster: Roster, feedback: bool) -> None:
             "model_version": engine.version,
             "labels": engine.labels,
             "engine": engine.runs,
+            "cascade": None if (first := roster.stable.service.cascade) is None else {"confidence": first.threshold},
             "classify": {
                 "method": "POST",
                 "path": "/v1/classify",

@@ -190,10 +190,12 @@ def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release]
     """The checkpoint as a release, checked as far as there is room to.
 
     Raises:
-        UserError: it is none, has no golden rows or other labels than the serving model, or fails its golden rows.
+        UserError: it is none, has no golden rows, no cascade where cascades are served, or other labels than the
+            serving model, or fails its golden rows.
     """
     from pipeline.evaluate.golden import Golden
     from pipeline.train import checkpoint
+    from serve import cascade
 
     folder = checkpoint.find(where)
     labels = list(checkpoint.read_card(folder)["labels"])
@@ -201,6 +203,12 @@ def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release]
         raise UserError(
             f"{folder} has no golden rows, so nobody can tell whether it works: run 'broadsheet evaluate' on it first "
             "(or say --unchecked)"
+        )
+    lacks = cascade.lacking(folder) if state.config.cascade and not unchecked else None
+    if lacks:
+        raise UserError(
+            f"the endpoint serves cascades (serve.cascade), and {lacks}; or say --unchecked: its network then answers "
+            "every text, which takes longer"
         )
     report = next((r for r in state.reports.values() if r.known is not None), None)
     if report is None:

@@ -18,6 +18,7 @@ RELEASE_HEADER = "x-broadsheet-release"  # of a request: stable or candidate
 RESULT_HEADERS = {
     "x-model-version": "Short id of the checkpoint that answered.",
     "x-broadsheet-truncated": "How many of the texts were longer than the model reads and were cut.",
+    "x-broadsheet-linear": "How many of the texts the linear model of a cascade answered (serve.cascade).",
     "x-queue-ms": "Milliseconds waiting for the model.",
     "x-tokenize-ms": "Milliseconds cleaning and tokenizing.",
     "x-inference-ms": "Milliseconds on the model.",
@@ -26,7 +27,12 @@ RESULT_HEADERS = {
 
 def result_headers(result: Result, version: str) -> dict[str, str]:
     """``RESULT_HEADERS`` with their values."""
-    values = (version, str(result.truncated), *(f"{1000 * s:.2f}" for s in result.phases.values()))
+    values = (
+        version,
+        str(result.truncated),
+        str(result.by_linear),
+        *(f"{1000 * s:.2f}" for s in result.phases.values()),
+    )
     return dict(zip(RESULT_HEADERS, values, strict=True))
 
 

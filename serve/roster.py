@@ -18,6 +18,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.reference import Reference
 from serve.batcher import DeadlinePassed, QueueFull
+from serve.cascade import Cascade
 from serve.errors import Refused
 from serve.explain import Explainer
 from serve.metrics import Metrics
@@ -38,6 +39,7 @@ class Model:
     engine: Engine
     index: Evidence | None = None
     reference: Reference | None = None
+    cascade: Cascade | None = None
 
 
 class Running:
@@ -46,7 +48,7 @@ class Running:
     def __init__(self, release: Release, model: Model, config: ServeConfig, metrics: Metrics) -> None:
         self.release = release
         self.engine = model.engine
-        self.service = Service(model.engine, config, metrics, model.reference)
+        self.service = Service(model.engine, config, metrics, model.reference, model.cascade)
         self.explainer = Explainer(self.service, model.index)
         self.tally = Tally()
         self.in_use = 0

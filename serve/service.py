@@ -19,6 +19,7 @@ from pipeline.config import ServeConfig
 from pipeline.evaluate.reference import Reference
 from serve import drift
 from serve.batcher import DeadlinePassed, QueueFull
+from serve.cascade import Cascade, Settled
 from serve.metrics import Metrics, ModelMetrics
 from serve.worker import Batcher, ModelFailed, NotReady
 
@@ -72,13 +73,15 @@ class Engine(Protocol):
 
 
 class Result(NamedTuple):
-    """What a request gets: one row per text, how many texts were cut, and seconds per phase."""
+    """What a request gets: one row per text, how many texts were cut, seconds per phase, and how many texts the linear
+    model of a cascade answered."""
 
     probabilities: np.ndarray
     truncated: int
     tokenize_s: float
     queue_s: float
     inference_s: float
+    by_linear: int = 0
 
     @property
     def phases(self) -> dict[str, float]:
@@ -94,6 +97,7 @@ class Service:
         config: the serve section.
         metrics: of the replica; None: its own.
         reference: what drift is measured from; None: it is not measured.
+        cascade: answers the texts that it is sure of; None: the network answers all.
     """
 
     def __init__(
@@ -102,8 +106,10 @@ class Service:
         config: ServeConfig,
         metrics: Metrics | None = None,
         reference: Reference | None = None,
+        cascade: Cascade | None = None,
     ) -> None:
         self.engine = engine
+        self.cascade = cascade
         self.drift = None if reference is None else drift.Drift(reference, config.drift_window_s)
         self.metrics = ModelMetrics(
             metrics or Metrics(), engine.labels, engine.version, lambda: self.batcher.waiting, self.drift
@@ -132,7 +138,7 @@ class Service:
         self.batcher.start()
         self._warm = True
         try:
-            await self._classify(["warm-up"], cut=True)
+            await self._classify(["warm-up"], cut=True, cascade=None)
         except BaseException:
             self.stop()
             raise
@@ -156,7 +162,7 @@ class Service:
             QueueFull, DeadlinePassed, ModelFailed, NotReady: as ``Batcher.submit``.
         """
         try:
-            result, encoded = await self._classify(texts, cut)
+            result, encoded = await self._classify(texts, cut, self.cascade)
         except (ModelFailed, DeadlinePassed, NotReady):
             self.metrics.outcome("failed")
             raise
@@ -165,28 +171,45 @@ class Service:
             raise
         self.metrics.outcome("ok")
         self.metrics.classified(result.probabilities, result.truncated, result.phases)
+        if self.cascade is not None:
+            self.metrics.cascaded(result.by_linear, len(texts) - result.by_linear)
         if self.drift is not None:
             self.drift.add(result.probabilities, encoded.ids, encoded.truncated)
         return result
 
-    async def _classify(self, texts: Sequence[str], cut: bool) -> tuple[Result, Encoded]:
+    async def _classify(self, texts: Sequence[str], cut: bool, cascade: Cascade | None) -> tuple[Result, Encoded]:
         if not self.ready:
             raise NotReady("the model is not ready")
         start = time.monotonic()
         deadline = start + self.batcher.timeout_s
         with self.batcher.room(len(texts)) as room:
-            encoded = await self.in_tokenizer(
-                lambda: self.engine.encode(texts), deadline, sum(map(len, texts)) <= INLINE_CHARS
+            encoded, settled = await self.in_tokenizer(
+                lambda: self._read(texts, cascade), deadline, sum(map(len, texts)) <= INLINE_CHARS
             )
             if not cut and any(encoded.truncated):
                 index = list(encoded.truncated).index(True)
                 tokens = await self.in_tokenizer(lambda: self.engine.length(texts[index]), deadline)
                 raise TooLong(index, tokens, self.engine.max_tokens)
-            tokenize_s = time.monotonic() - start
-            answer = await self.batcher.submit(encoded.ids, room, deadline)
-        probabilities = self.probabilities(answer.rows)
-        result = Result(probabilities, sum(encoded.truncated), tokenize_s, answer.queue_s, answer.inference_s)
-        return result, encoded
+            read_s = time.monotonic() - start
+            left = encoded.ids if settled is None else settled.left(encoded.ids)
+            answer = await self.batcher.submit(left, room, deadline)
+        cut_texts = sum(encoded.truncated)
+        if settled is None:
+            probabilities = self.probabilities(answer.rows)
+            return Result(probabilities, cut_texts, read_s, answer.queue_s, answer.inference_s), encoded
+        probabilities = settled.completed(self.probabilities(answer.rows) if left else None)
+        linear_s, by_linear = settled.seconds, len(texts) - len(left)
+        spent = (read_s - linear_s, answer.queue_s, answer.inference_s + linear_s)
+        return Result(probabilities, cut_texts, *spent, by_linear), encoded
+
+    def _read(self, texts: Sequence[str], cascade: Cascade | None) -> tuple[Encoded, Settled | None]:
+        encoded = self.engine.encode(texts)
+        if cascade is None:
+            return encoded, None
+        try:
+            return encoded, cascade.settle(texts, encoded)
+        except Exception as e:
+            raise ModelFailed(f"the linear model of the cascade: {type(e).__name__}: {e}") from e
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """As of the engine.

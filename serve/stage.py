@@ -15,7 +15,7 @@ import click
 
 from pipeline import cluster, console
 from pipeline.config import Config
-from pipeline.errors import WorkFailed
+from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
 from serve import client, exposure, haproxy, haproxy_processes, tls
 
@@ -74,6 +74,8 @@ def serve(config: Config, where: str | None, address: str | None) -> None:
 
     found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
     before_connecting(config, address, asks=False)
+    if config.serve.cascade and (lacks := _cascade(found)):
+        raise UserError(f"serve.cascade is on, and {lacks}; or leave serve.cascade off: the network answers all texts")
     from serve import deploy
 
     has = cluster.connect(address)
@@ -100,6 +102,7 @@ def export(config: Config, where: str | None) -> None:
     Raises:
         UserError: there is no checkpoint.
     """
+    from pipeline.evaluate import cascade, cascade_folder
     from pipeline.train import checkpoint
     from serve.engine import choice, load
 
@@ -109,6 +112,8 @@ def export(config: Config, where: str | None) -> None:
         console.say("export", line)
     if record.reason:
         console.say("export", f"engine {record.choice.single}: {record.reason}")
+    if (pair := cascade_folder.read(found)) is not None:
+        console.say("export", cascade.line(pair.figures()))
     console.say("next", f"broadsheet serve {found}")
 
 
@@ -125,6 +130,8 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     config = job.config
     if not keep_serving and config.serve.engine == "auto":  # two texts are not worth measuring engines
         config = config.updated({"serve.engine": "torch"})
+    if config.serve.cascade and (lacks := _cascade(job.checkpoint)):  # all else that this command was for is done
+        console.warn("serve", f"{lacks}; the network answers all texts")
     url = _deploy(job.checkpoint, config)
     stays = False
     try:
@@ -149,6 +156,18 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     if not keep_serving:
         console.say("done", f"everything is under {job.run}")
         console.say("next", f"open {job.run}/report/index.html, or serve the model: broadsheet serve {job.run}")
+
+
+def _cascade(found: Place) -> str | None:
+    """Say what the checkpoint's cascade does; returns why there is none to serve, if so."""
+    from pipeline.evaluate import cascade, cascade_folder
+    from serve.cascade import lacking
+
+    lacks = lacking(found)
+    record = cascade_folder.read(found)
+    if lacks is None and record is not None:
+        console.say("serve", cascade.line(record.figures()))
+    return lacks
 
 
 def _deploy(checkpoint: Place, config: Config) -> str:

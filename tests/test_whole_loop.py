@@ -13,10 +13,10 @@ import pytest
 
 from pipeline import config as configuration
 from pipeline import stages
-from pipeline.config import Config
+from pipeline.config import Config, ServeConfig
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.evaluate import calibration
+from pipeline.evaluate import calibration, cascade, cascade_folder
 from pipeline.evaluate import evaluate as evaluation
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.golden import Golden
@@ -24,7 +24,9 @@ from pipeline.evaluate.predictions import Predictions
 from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
 from pipeline.train import checkpoint
+from serve.app import load_model
 from serve.drift import Drift
+from serve.releases import Release
 from serve.stability import psi
 
 WORDS = {
@@ -145,6 +147,7 @@ def test_evaluation_leaves_what_people_and_other_runs_need(
     low, high = figures["intervals"]["macro_f1"]
     assert low <= figures["test"]["macro_f1"] <= high
     assert figures["calibration"]["how"].startswith("not fitted: 36 validation rows")
+    assert figures["cascade"]["reason"].startswith("36 validation rows, 500 are needed")
     assert set(figures["suspects"]) == {"test", "validation", "train"}
     header = (done.run / "report" / "suspects.csv").read_text().splitlines()[0]
     assert header == "id,split,text,label,suggested,confidence"
@@ -161,6 +164,7 @@ def test_a_second_evaluation_sees_the_same_logits(
 ) -> None:
     """Workers that have the checkpoint loaded must see the temperature that the first one left in it."""
     monkeypatch.setattr(calibration, "chosen_temperature", lambda *_: (2.0, "for the test"))
+    monkeypatch.setattr(cascade, "MIN_ROWS", 20)
     shutil.copytree(str(done.checkpoint), tmp_path / "checkpoint")
     where = Place.of(tmp_path / "checkpoint")
     seen = []
@@ -177,6 +181,30 @@ def test_a_second_evaluation_sees_the_same_logits(
     (tmp_path / "checkpoint" / "reference.json").unlink()  # as its error says where it is damaged
     assert not evaluation.evaluate(where, prepared, Place.of(tmp_path / "second")).reused
     assert (tmp_path / "checkpoint" / "reference.json").read_bytes() == before
+    _serves_a_cascade(where, prepared)
+
+
+def _serves_a_cascade(where: Place, prepared: Prepared) -> None:
+    """What evaluation left is loaded by a replica, and says of the validation rows what was written down."""
+    record = cascade_folder.read(where)
+    assert record is not None
+    assert record.validation is not None
+    model = load_model(Release(str(where)), ServeConfig(cascade=True, engine="torch"))
+    assert model.cascade is not None
+    table = prepared.table("validation", ["text", "label"])
+    texts = table["text"].to_pylist()
+    encoded = model.engine.encode(texts)
+    settled = model.cascade.settle(texts, encoded)
+    assert settled.sure.mean() == pytest.approx(record.validation.share)
+    left = settled.left(encoded.ids)
+    network = model.engine.probabilities(model.engine.all_logits(left, 512)) if left else None
+    together = settled.completed(network)
+    assert (together.argmax(1) == table["label"].to_numpy()).mean() == pytest.approx(record.validation.accuracy)
+    assert model.reference is not None
+    drift = Drift(model.reference, 3600)
+    drift.add(together, encoded.ids, encoded.truncated)
+    for name, counts in drift.window().items():
+        assert psi(model.reference.features[name].shares, counts / len(texts)) == pytest.approx(0, abs=1e-3)
 
 
 def test_the_checkpoint_answers_its_golden_rows_as_when_it_was_evaluated(done: stages.Job) -> None:
@@ -210,6 +238,7 @@ def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Pre
     where, before = Place.of(tmp_path / "checkpoint"), (tmp_path / "checkpoint" / "broadsheet.json").read_text()
     evaluated = evaluation.evaluate(where, other, Place.of(tmp_path / "out"))
     assert evaluated.metrics["calibration"]["how"].startswith("as the checkpoint says")
+    assert evaluated.metrics["cascade"] is None
     assert (where / "broadsheet.json").read_text() == before
     assert not (where / "README.md").exists()
     assert (where / "reference.json").read_bytes() == (done.checkpoint / "reference.json").read_bytes()

@@ -1,30 +1,66 @@
-"""What the big model buys: the linear model on the same training rows, scored on the same test rows."""
+"""What the big model buys: the linear model on the same training rows, scored on the same test rows.
+
+It may also answer before the big one, see ``pipeline.evaluate.cascade``.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import softmax
 
 from pipeline.config import Config
 from pipeline.data import tokenize
-from pipeline.data.prepared import Prepared, Tokens
+from pipeline.data.prepared import Head, Prepared, Tokens
 from pipeline.evaluate import metrics
+from pipeline.model.linear import LinearForSequenceClassification
 from pipeline.model.source import LINEAR
 from pipeline.storage import local_folder
 from pipeline.train import batches, linear
 
 MAX_TRUNCATED = 0.02  # share of rows; fewer make no difference
 MAX_TEXTS = 1_000_000
+SHARED = "as prepared"
 MAX_UNKNOWN = 0.01  # share of tokens; beyond it the run's vocabulary is not one for these texts
 
 
-def baseline(card: dict[str, Any], prepared: Prepared, split: str, address: str | None) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Baseline:
+    """A fitted linear model, and what it says.
+
+    Attributes:
+        figures: ``metrics.summary`` of the test rows without its figures by class, with ``trained_on`` (rows),
+            ``seconds`` (of reading, fitting and scoring) and ``tokens`` (which it read, see ``SHARED``).
+        test: logits of the test rows, [rows, labels].
+        validation: the same of validation rows; None where none were asked for.
+        model: the network.
+        tokenizer: the files of its tokenizer, by name.
+        max_tokens: it reads of a text.
+    """
+
+    figures: dict[str, Any]
+    test: npt.NDArray[np.float32]
+    validation: npt.NDArray[np.float32] | None
+    model: LinearForSequenceClassification
+    tokenizer: dict[str, bytes]
+    max_tokens: int
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether it reads the very tokens that the checkpoint's own network reads."""
+        return bool(self.figures["tokens"] == SHARED)
+
+
+def baseline(
+    card: dict[str, Any], prepared: Prepared, split: str, address: str | None, validation_rows: int = 0
+) -> Baseline | None:
     """Fit the linear model on a run's own training rows, and score it.
 
     Args:
@@ -32,14 +68,15 @@ def baseline(card: dict[str, Any], prepared: Prepared, split: str, address: str 
         prepared: the data.
         split: whose rows are scored.
         address: the Ray cluster.
+        validation_rows: that are scored besides, of the first shards that hold them; 0: none.
 
     Returns:
-        ``metrics.summary`` without its figures by class, with ``trained_on`` (rows), ``seconds`` (of reading, fitting
-        and scoring) and ``tokens`` (which it read); None where the checkpoint is a linear model itself.
+        The model and its figures; None where the checkpoint is a linear model itself.
     """
     if card["kind"] == "linear":
         return None
-    return dict(linear.on_one_core(address, _work, card["config"], str(prepared.place), split))
+    found: Baseline = linear.on_one_core(address, _work, card["config"], str(prepared.place), split, validation_rows)
+    return found
 
 
 def line(figures: dict[str, Any], accuracy: float) -> str:
@@ -61,23 +98,41 @@ def warning(figures: dict[str, Any] | None, accuracy: float) -> str | None:
     )
 
 
-def _work(settings: dict[str, Any], where: str, split: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Read:
+    """Rows as the linear model reads them, the ids that are no words, and which tokens these are."""
+
+    train: Tokens
+    held_out: list[Tokens]
+    excluded: list[int]
+    how: str
+    tokenizer: dict[str, bytes]
+    max_tokens: int
+
+
+def _work(settings: dict[str, Any], where: str, split: str, validation_rows: int) -> Baseline:
     began = time.monotonic()
     config, prepared = Config.model_validate(settings), Prepared.open(where)
-    rows, test, excluded, how = _tokens(prepared, split, config)
+    held_out = [(prepared, split)]
+    if validation_rows:
+        held_out.append((Head.of(prepared, validation_rows), "validation"))
+    rows = _read(prepared, held_out, config)
     model = linear.fit(
-        rows, None, prepared.labels, excluded, 0, config.model.ngrams, config.seed, config.train.class_weights
-    ).model
-    summary = metrics.summary(test.labels, softmax(linear.logits(model, test).astype(np.float64), 1), prepared.labels)
+        rows.train, None, prepared.labels, rows.excluded, 0, config.model.ngrams, config.seed,
+        config.train.class_weights,
+    ).model  # fmt: skip
+    test, *validation = (linear.logits(model, tokens) for tokens in rows.held_out)
+    summary = metrics.summary(rows.held_out[0].labels, softmax(test.astype(np.float64), 1), prepared.labels)
     kept = {k: v for k, v in summary.items() if k not in ("confusion", "per_class", "log_loss", "ece")}
     seconds = round(time.monotonic() - began, 3)
-    return {**kept, "trained_on": len(rows), "seconds": seconds, "tokens": how}
+    figures = {**kept, "trained_on": len(rows.train), "seconds": seconds, "tokens": rows.how}
+    return Baseline(figures, test, validation[0] if validation else None, model, rows.tokenizer, rows.max_tokens)
 
 
-def _tokens(prepared: Prepared, split: str, config: Config) -> tuple[Tokens, Tokens, list[int], str]:
-    """Training and test rows, the ids that are no words, and which tokens they are.
+def _read(prepared: Prepared, held_out: list[tuple[Prepared, str]], config: Config) -> _Read:
+    """Training rows, and the held-out ones: a split of each view of the data.
 
-    Those that were prepared, unless they end before the text does; words of the training rows, where the run's
+    They are tokens as prepared, unless they end before the text does; words of the training rows, where the run's
     vocabulary does not have enough of them (Chinese texts for an English model).
     """
     profile = prepared.profile["tokens"]["train"]
@@ -87,19 +142,31 @@ def _tokens(prepared: Prepared, split: str, config: Config) -> tuple[Tokens, Tok
     with local_folder(prepared.place / "tokenizer") as folder, tempfile.TemporaryDirectory() as temporary:
         train = linear.take(prepared.tokens("train"), config.train.max_rows, config.seed)
         if not (strange or short):
-            return train, prepared.tokens(split), tokenize.special_ids(folder), "as prepared"
+            return _Read(
+                train, [data.tokens(split) for data, split in held_out], tokenize.special_ids(folder), SHARED,
+                _files(folder), config.model.max_tokens,
+            )  # fmt: skip
         table = prepared.table("train", ["text", "label"])
         labels = table["label"].to_numpy().astype(np.int64)
         chosen = batches.sample(labels, len(train), config.seed)
-        texts, held_out = table["text"].take(pa.array(chosen)), prepared.table(split, ["text", "label"])
-        how = "whole texts"
+        texts, how = table["text"].take(pa.array(chosen)), "whole texts"
         if strange:
             folder, how = Path(temporary), "words of the training rows"
             words = (t.as_py() for t in texts)
             tokenize.train_wordpiece(words, LINEAR["model.vocab_size"], folder, whole_words=True)
         tokenizer = tokenize.TextTokenizer(folder, LINEAR["model.max_tokens"])
-        test = _encoded(tokenizer, held_out["text"], held_out["label"].to_numpy().astype(np.int64))
-        return _encoded(tokenizer, texts, labels[chosen]), test, tokenize.special_ids(folder), how
+        others = []
+        for data, split in held_out:
+            part = data.table(split, ["text", "label"])
+            others.append(_encoded(tokenizer, part["text"], part["label"].to_numpy().astype(np.int64)))
+        return _Read(
+            _encoded(tokenizer, texts, labels[chosen]), others, tokenize.special_ids(folder), how,
+            _files(folder), LINEAR["model.max_tokens"],
+        )  # fmt: skip
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def _encoded(tokenizer: tokenize.TextTokenizer, texts: pa.ChunkedArray, labels: np.ndarray) -> Tokens:

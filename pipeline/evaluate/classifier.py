@@ -79,7 +79,7 @@ class Classifier:
             batch; infinite where it was not measured.
     """
 
-    def __init__(self, folder: Path, kind: str = "auto") -> None:
+    def __init__(self, folder: Path, kind: str = "auto", device: str | None = None) -> None:
         self.card: dict[str, Any] = checkpoint.read_card(folder)
         self.labels: list[str] = list(self.card["labels"])
         self.max_tokens = int(self.card["max_tokens"])
@@ -98,7 +98,7 @@ class Classifier:
         self.batch: Runtime | None = None
         self.runs = {"single": "torch", "batch": "torch"}
         self.pass_tokens = math.inf
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = build.load(folder).to(self.device)
         if self.network.config.num_labels != len(self.labels):
             raise UserError(

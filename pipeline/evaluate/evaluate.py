@@ -19,6 +19,8 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate import (
     baseline,
     calibration,
+    cascade,
+    cascade_folder,
     data_report,
     energy,
     evidence,
@@ -37,11 +39,11 @@ from pipeline.evaluate.predictions import Predictions
 from pipeline.storage import Place
 from pipeline.train import checkpoint, model_card
 
-VERSION = 6  # raise it whenever the same checkpoint and data would give other files
+VERSION = 7  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
-_IN_REPORT = ("test", "validation", "baseline", "split", "intervals", "calibration", "slices", "energy")
+_IN_REPORT = ("test", "validation", "baseline", "cascade", "split", "intervals", "calibration", "slices", "energy")
 VALIDATION_ROWS = 2_000  # or a shard more: enough for one temperature, and it costs as much as so many test rows
 
 
@@ -69,8 +71,8 @@ def evaluate(
         where: the checkpoint.
         prepared: the data; its labels must be the checkpoint's.
         out: the folder that gets ``metrics.json``, ``predictions.parquet``, ``report/index.html`` and
-            ``report/suspects.csv``. The checkpoint gets its temperature, its model card, golden rows and what drift is
-            measured from, if the data is its own.
+            ``report/suspects.csv``. The checkpoint gets its temperature, its model card, golden rows, what drift is
+            measured from, and a cascade, if the data is its own.
         address: the Ray cluster.
         extra: for the report: ``data_line``, ``stages``; and ``evidence_rows`` of the configuration.
     """
@@ -92,7 +94,8 @@ def evaluate(
     )
     ours = card.get("data_fingerprint") == prepared.fingerprint
     # What serving reads may have been deleted because it was damaged: then it is made again.
-    beside = [where / name for name in (golden.FILE, reference.FILE)] if ours and prepared.rows("validation") else []
+    kept = (golden.FILE, reference.FILE, f"{cascade_folder.FOLDER}/{cascade_folder.FILE}")
+    beside = [where / name for name in kept] if ours and prepared.rows("validation") else []
     if all(file.exists() for file in (metrics_file, report_file, *beside)):
         known = json.loads(metrics_file.read_text())
         if known.get("fingerprints") == mark and known["calibration"]["temperature"] == card["temperature"]:
@@ -124,16 +127,23 @@ def evaluate(
     near = evidence.examine(classifier, where, prepared, wrong, evidence_rows if ours else 0)
     explained = explain.of_sample(classifier, prepared, split, held_out.ids, held_out.labels, probabilities)
     training = card.get("training", {})
+    apart = ours and validation is not None and validation is not held_out
     try:
-        linear = baseline.baseline(card, prepared, split, address)
+        base = baseline.baseline(card, prepared, split, address, VALIDATION_ROWS if apart else 0)
     except WorkFailed as e:  # nobody asked for it: it must not cost the figures of the model that was
         console.warn("evaluate", f"no linear baseline: {e}")
-        linear = None
+        base = None
+    linear = None if base is None else base.figures
+    record, decisive = None, None
+    if ours:
+        tested, decisive = _both(base, held_out, validation, temperature)
+        record = cascade.judge(classifier.version, base, decisive, tested)
     figures = {
         "test": test,
         "validation": card["metrics"]["validation"],
         "intervals": intervals.of_confusion(test["confusion"], prepared.labels, seed),
         "baseline": linear,
+        "cascade": None if record is None else record.figures(),
         "calibration": calibration.report(held_out.labels, held_out.logits, 1.0, temperature, how),
         "slices": parts,
         "suspects": counted,
@@ -177,13 +187,19 @@ def evaluate(
     suspects_file.write_text(suspects.to_csv(suspected))
     report_file.write_text(page)
     figures["seconds"] = stages
-    if ours:  # other rows than its own say nothing of how it was made
+    if record is not None:  # other rows than its own say nothing of how it was made
         _note(where, {**card, "temperature": temperature}, figures, prepared)
+        drift = None
         if validation is not None:
             texts = validation.data.table(validation.split, ["text"])["text"].slice(0, golden.ROWS).to_pylist()
             known = validation.logits - validation.logits.max(-1, keepdims=True)
             golden.Golden(texts, validation.labels, known.astype(np.float32)).save(where)
-            _reference(classifier, validation).save(where)
+            probabilities = calibration.probabilities_of(validation.logits, temperature)
+            _reference(classifier, validation, probabilities).save(where)
+            if decisive is not None and record.threshold is not None:
+                together, _ = decisive.together(record.temperature, record.threshold)
+                drift = _reference(classifier, validation, together)
+        cascade_folder.save(where, record, base, card, drift)
     metrics_file.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
     return Evaluated(figures, metrics_file, report_file, suspects_file, False)
 
@@ -236,12 +252,31 @@ def _suspects(
     return sorted(rows, key=lambda row: row["margin"]), counted
 
 
-def _reference(classifier: Classifier, validation: _Scored) -> reference.Reference:
+def _both(
+    base: baseline.Baseline | None, held_out: _Scored, validation: _Scored | None, temperature: float
+) -> tuple[cascade.Both | None, cascade.Both | None]:
+    """Test and validation rows with what the linear model and the checkpoint say of them, as far as there are any."""
+
+    def of(scored: _Scored | None, logits: np.ndarray | None) -> cascade.Both | None:
+        if scored is None or logits is None:
+            return None
+        network = calibration.probabilities_of(scored.logits, temperature)
+        return cascade.Both(scored.labels, logits.astype(np.float64), network)
+
+    if base is None:
+        return None, None
+    if validation is held_out:
+        return None, of(held_out, base.test)
+    return of(held_out, base.test), of(validation, base.validation)
+
+
+def _reference(classifier: Classifier, validation: _Scored, probabilities: np.ndarray) -> reference.Reference:
     """What drift is measured from: the rows take the way of a request, so that nothing but the texts can differ."""
     texts = validation.data.table(validation.split, ["text"])["text"].slice(0, reference.ROWS).to_pylist()
     encoded = classifier.encode(texts)
-    probabilities = calibration.probabilities_of(validation.logits[: len(texts)], classifier.temperature)
-    return reference.make(classifier.labels, probabilities, encoded.ids, encoded.truncated, classifier.unknown_id)
+    return reference.make(
+        classifier.labels, probabilities[: len(texts)], encoded.ids, encoded.truncated, classifier.unknown_id
+    )
 
 
 def _note(where: Place, card: dict[str, Any], figures: dict[str, Any], prepared: Prepared) -> None:

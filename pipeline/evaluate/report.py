@@ -35,10 +35,11 @@ def write_html(report: Mapping[str, Any]) -> str:
             augmented; in rows), ``gates``, ``near_duplicates`` (rows of ``duplicates/`` with ``kept_text``),
             ``rules`` (name -> rows changed), ``samples`` (rule, before, after), ``profile`` (classes by split,
             tokens, token_histogram), ``split`` (of ``test``),
-            ``baseline`` (of the module), ``intervals`` (``intervals.of_confusion``),
-            ``calibration`` (of the module), ``slices`` (``slices.judge``), ``suspects`` (counted, rows, file),
-            ``energy`` (``energy.estimate``), ``words`` and ``tags`` (of ``data.words`` and ``data.tagger``),
-            ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth, predicted, confidence, nearest),
+            ``baseline`` (``Baseline.figures``), ``cascade`` (``cascade.Record.figures``),
+            ``intervals`` (``intervals.of_confusion``), ``calibration`` (of the module), ``slices`` (``slices.judge``),
+            ``suspects`` (counted, rows, file), ``energy`` (``energy.estimate``), ``words`` and ``tags`` (of
+            ``data.words`` and ``data.tagger``), ``warnings`` (texts), ``data_line``, ``mistakes`` (text, truth,
+            predicted, confidence, nearest),
             ``evidence`` (of ``evidence.examine``), ``explained`` (rows of ``explain.of_sample``), ``stages`` (name ->
             seconds), ``config`` (YAML text), ``environment`` (name -> version), ``checkpoint`` (path),
             ``serve_command``.

@@ -47,6 +47,8 @@ def save_model(model: nn.Module, tokenizer: Path, card: dict[str, Any], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     state = adapters.merged(model) if adapters.present(model) else None
     model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors keeps them from everybody else; whoever serves may be another user
     for file in tokenizer.iterdir():
         shutil.copy(file, folder / file.name)
     _limit_tokens(folder / "tokenizer_config.json", int(card["max_tokens"]))

@@ -56,7 +56,7 @@ def test_inference_agrees_with_classify(http: TestClient) -> None:
     got = response.json()
     assert response.status_code == 200
     assert (got["model_name"], got["model_version"], got["id"]) == ("broadsheet", "fake-1", "a-1")
-    assert got["parameters"].keys() == {"truncated", "queue_ms", "tokenize_ms", "inference_ms"}
+    assert got["parameters"].keys() == {"truncated", "by_linear", "queue_ms", "tokenize_ms", "inference_ms"}
     label, probabilities = got["outputs"]
     assert (label["datatype"], label["shape"]) == ("BYTES", [4])
     assert label["data"] == ["world", "sport", "business", "science"]

@@ -54,6 +54,7 @@ def test_a_checkpoint_like_any_other(run: Path) -> None:
     encoded = classifier.encode(["goal by the team", "芯片 和 电脑", "", "oil " * 5000, "zzz"])
     scores = classifier.probabilities(classifier.all_logits(encoded.ids, 1024))
     assert [classifier.labels[i] for i in scores.argmax(1)][:2] == ["sport", "科技"]
+    assert (run / "checkpoint" / "model.safetensors").stat().st_mode & 0o777 == 0o644  # others may serve it
     assert classifier.labels[scores[3].argmax()] == "money"
     assert encoded.truncated == [False] * 5
     assert np.allclose(scores.sum(1), 1)
@@ -85,8 +86,12 @@ def test_the_baseline_is_fitted_on_the_rows_of_the_run(tokens: int, read: str, c
     data = prepared(tmp_path, files, f"model.max_tokens={tokens}", "model.vocab_size=2000")
     settings = config.updated({"train.max_rows": 60, "model.name": "lstm"}).model_dump(mode="json")
     card = {"kind": "lstm", "config": settings}
-    found = baseline.baseline(card, data, "test", None)
-    assert found is not None
+    fitted = baseline.baseline(card, data, "test", None, 20)
+    assert fitted is not None
+    assert fitted.shares_tokens == (read == "as prepared")
+    assert fitted.validation is not None
+    assert (len(fitted.test), len(fitted.validation)) == (data.rows("test"), data.rows("validation"))
+    found = fitted.figures
     assert (found["trained_on"], found["rows"], found["tokens"]) == (60, data.rows("test"), read)
     assert found["accuracy"] > 0.9
     assert "this model" in baseline.line(found, 0.99)
@@ -103,7 +108,9 @@ def test_words_are_found_where_the_vocabulary_has_none(config: Config, tmp_path:
     data = prepared(tmp_path, files, "model.vocab_size=100")
     data.profile["tokens"]["train"]["unknown_share"] = 0.5
     card = {"kind": "transformer", "config": config.updated({"model.name": "minilm"}).model_dump(mode="json")}
-    found = baseline.baseline(card, data, "test", None)
-    assert found is not None
+    fitted = baseline.baseline(card, data, "test", None)
+    assert fitted is not None
+    assert fitted.validation is None
+    found = fitted.figures
     assert found["tokens"] == "words of the training rows"
     assert found["accuracy"] > 0.9
