@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.reference import Reference
-from serve import drift_api, explain, feedback, metrics, open_inference, playground, security
+from serve import drift_api, explain, feedback, manual, metrics, open_inference, playground, security
 from serve.batcher import DeadlinePassed, QueueFull
 from serve.errors import STATUS, ErrorType, Refused
 from serve.releases import Release
@@ -83,6 +83,7 @@ def build_app(
         version=_release(),
         description="Classifies texts. GET / names the labels.",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.roster = roster
@@ -129,6 +130,7 @@ def build_app(
     security.secure(app, config)
     metrics.add_route(app, roster.metrics)
     drift_api.add_route(app, roster)
+    manual.add_route(app, config)
     _answer_errors(app, config)
     return app
 

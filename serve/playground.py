@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 
 from serve.responses import json_response
 from serve.roster import Roster
+from serve.sealed import sealed
 
 PAGE = Path(__file__).with_name("playground.html")
 
@@ -27,25 +26,9 @@ def wants_html(accept: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def page() -> tuple[bytes, dict[str, str]]:
-    """The page, and headers that let it load nothing, run its own script only, and speak to this server only."""
-    text = PAGE.read_text(encoding="utf-8")
-    sources = {}
-    for tag in ("style", "script"):
-        inside = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in inside)
-        sources[tag] = " ".join(f"'sha256-{digest}'" for digest in digests)
-    policy = (
-        f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return text.encode(), {
-        "content-security-policy": policy,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-        "vary": "accept",
-    }
+def page() -> str:
+    """The page."""
+    return PAGE.read_text(encoding="utf-8")
 
 
 def add_route(app: FastAPI, roster: Roster, feedback: bool) -> None:
@@ -54,8 +37,7 @@ def add_route(app: FastAPI, roster: Roster, feedback: bool) -> None:
     @app.get("/", summary="What this is; for a browser, a page to try it", response_model=None)
     async def about(request: Request) -> Response | dict[str, Any]:
         if wants_html(request.headers.get("accept", "")):
-            body, headers = page()
-            return Response(body, headers=headers, media_type="text/html")
+            return sealed(page(), vary="accept")
         engine = roster.stable.engine
         content = {
             "name": "broadsheet",

@@ -138,7 +138,7 @@ def _unauthorized(shown: bool) -> Refused:
 
 
 def _document_keys(app: FastAPI) -> None:
-    """Keys in the OpenAPI document; ``/docs`` then has a button to enter one."""
+    """Keys in the OpenAPI document."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
