@@ -64,7 +64,9 @@ RELEASES = _options(
     click.option("--rollback", is_flag=True, help="Take that one away again; else go back to the one before."),
     click.option("--status", is_flag=True, help="Show the models of the running endpoint, side by side."),
     click.option("--stop", is_flag=True, help="End the endpoint on the cluster of --address."),
-    click.option("--unchecked", is_flag=True, help="With --update: without golden rows or a cascade, or with other labels."),
+    click.option(
+        "--unchecked", is_flag=True, help="With --update: without golden rows or a cascade, or with other labels."
+    ),
 )
 
 # What 'run --from-feedback' takes of the run that it starts from.

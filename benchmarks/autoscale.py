@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from endpoint import REPLICA, URL, Endpoint, serving, trained
+from endpoint import REPLICA, URL, Endpoint, serving
 from load import Load, closed, steady
-from measure import RESULTS, machine, write
+from measure import RESULTS, machine, trained, write
 
 WINDOW_S = 10.0
 
@@ -73,7 +73,7 @@ def main() -> None:
     lengths = (20.0, 20.0, 20.0) if arguments.quick else (30.0, 120.0, 120.0)
     with tempfile.TemporaryDirectory(prefix="autoscale-") as temporary:
         folder = Path(temporary)
-        found = arguments.checkpoint or trained(folder / "runs", "minilm")
+        found = arguments.checkpoint or trained(folder / "runs")
         sets = [f"serve.latency_goal_ms={arguments.goal:g}", "serve.min_replicas=1", f"serve.max_replicas={cores}"]
         fixed = Endpoint(found, folder / "one.log", ["serve.max_replicas=1"])
         with serving(fixed):  # what one does, and what is left of the cores beside the load

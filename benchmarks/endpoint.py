@@ -68,12 +68,3 @@ def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
             endpoint.process.wait(90)
         except subprocess.TimeoutExpired:
             endpoint.process.kill()
-
-
-def trained(folder: Path, model: str) -> str:
-    """The short AG News job with this model, trained and evaluated."""
-    name = ["--name", "bench", "--storage", str(folder)]
-    data = ["--dataset", "ag_news", "--model", model]
-    for words in ([BINARY, "train", *name, *data], [BINARY, "evaluate", str(folder / "bench"), *name]):
-        subprocess.run(words, check=True)
-    return str(folder / "bench")

@@ -35,9 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from endpoint import PORT, REPLICA, URL, Endpoint, serving, trained
+from endpoint import PORT, REPLICA, URL, Endpoint, serving
 from load import Load, closed, steady
-from measure import RESULTS, machine, write
+from measure import RESULTS, machine, trained, write
 
 CONTROLLER = b"ray::ServeController"
 FAULTS = ("replica", "update", "disconnect", "slow", "haproxy", "controller", "overload")
