@@ -16,7 +16,6 @@ import pytest
 from mislabelled import corrected, examined, say, texts, trained
 from preparing import write_csv
 
-import broadsheet
 from pipeline import stages
 from pipeline.config import load
 from pipeline.data.prepared import Prepared
@@ -391,26 +390,3 @@ def test_the_rows_lie_in_files_that_name_where_they_come_from(made: Path, folder
     origin = read_parquet(train / names[0])[bases.ORIGIN].to_pylist()
     assert [re.sub(r"-.*\.parquet", "", name) for name in origin] == ["feedback:1", "feedback:2", "feedback:3"]
     assert np.all([name.startswith("rows.csv:") for name in read_parquet(train / names[1])[bases.ORIGIN].to_pylist()])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--from-feedback"], "name it with --name"),
-        (["--from-feedback", "runs/base", "--name", "x", "--data", "a.csv"], "--data does not go with --from-feedback"),
-        (["--from-feedback", "--name", "x", "--full"], "--full does not go with --from-feedback"),
-        (["--from-feedback", "--name", "x", "--config", "a.yaml"], "--config does not go with --from-feedback"),
-        (["--suspects", "drop"], "--suspects goes with --from-feedback"),
-        (["--from-feedback", "nowhere", "--name", "x"], "no checkpoint in"),
-    ],
-)
-def test_flags_that_do_not_go_together(arguments: list[str], sentence: str) -> None:
-    with pytest.raises(UserError, match=re.escape(sentence)):
-        broadsheet.cli.main(["run", *arguments], standalone_mode=False)
-
-
-def test_without_a_run_and_without_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
-    monkeypatch.setenv("BROADSHEET_CACHE", str(tmp_path))
-    arguments = ["run", "--from-feedback", "--name", "x", "--port", str(free_port), "--storage", str(tmp_path)]
-    with pytest.raises(UserError, match=r"no endpoint runs here on port \d+: name the run to start from"):
-        broadsheet.cli.main(arguments, standalone_mode=False)

@@ -28,7 +28,7 @@ def test_what_people_said_makes_a_better_model_that_takes_over(
     base = stages.run(config, True, None)
     kept = {"serve.port": free_port, "serve.feedback": "kept", "serve.engine": "torch", "serve.max_replicas": 1}
     url = deploy.deploy(str(base.checkpoint), config.updated(kept))
-    text = "gambit rook bishop elo blitz"  # sport of the second kind
+    text = " ".join(mislabelled.WORDS["sport", 1])
 
     def asked() -> tuple[str, str]:
         answer = httpx.post(f"{url}/v1/classify", json={"inputs": text, "top_k": 1}, timeout=60)
