@@ -5,7 +5,7 @@
 ``broadsheet serve`` runs in a process of its own, with HAProxy in front; texts are those of the AG News test set. Each
 fault gets 20,000 requests at a steady rate (an open loop, see ``load.py``), a quarter of what the endpoint can do:
 
-- ``replica``: one replica gets SIGKILL every 5 seconds.
+- ``replica``, ``replica_30s``: one replica gets SIGKILL every 5 seconds, every 30.
 - ``update``: ``broadsheet serve --update``, five times.
 - ``disconnect``: beside the load, clients send a request and hang up before the answer.
 - ``slow``: beside the load, 100 clients drip a byte of their request each second.
@@ -40,7 +40,7 @@ from load import Load, closed, steady
 from measure import RESULTS, machine, trained, write
 
 CONTROLLER = b"ray::ServeController"
-FAULTS = ("replica", "update", "disconnect", "slow", "haproxy", "controller", "overload")
+FAULTS = ("replica", "replica_30s", "update", "disconnect", "slow", "haproxy", "controller", "overload")
 
 
 class Fire:
@@ -67,6 +67,9 @@ class Fire:
 
     async def replica(self) -> None:
         await self._kill(REPLICA, 5.0)
+
+    async def replica_30s(self) -> None:
+        await self._kill(REPLICA, 30.0)
 
     async def haproxy(self) -> None:
         await self._kill(b"haproxy", self.seconds / 5, 3)
@@ -196,7 +199,7 @@ def main() -> None:
     ratios: dict[str, float] = {}
     for run in runs:
         ratios |= {f"failed_{run['fault']}": run["failed"]}
-        if run["fault"] in ("haproxy", "controller", "replica"):
+        if run["fault"] in ("haproxy", "controller", "replica", "replica_30s"):
             ratios[f"recovery_s_{run['fault']}"] = run["recovery_s"]
         if run["fault"] == "overload":
             ratios |= {

@@ -14,6 +14,7 @@ import pytest
 from pipeline import config as configuration
 from pipeline import stages
 from pipeline.config import Config, ServeConfig
+from pipeline.data import prepare as preparation
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.evaluate import calibration, cascade, cascade_folder
@@ -242,6 +243,14 @@ def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Pre
     assert (where / "broadsheet.json").read_text() == before
     assert not (where / "README.md").exists()
     assert (where / "reference.json").read_bytes() == (done.checkpoint / "reference.json").read_bytes()
+
+
+def test_data_of_another_tokenizer_is_refused(done: stages.Job, config: Config, tmp_path: Path) -> None:
+    smaller, _ = preparation.prepare(config.updated({"model.vocab_size": 150}), done.model, None)
+    assert done.checkpoint is not None
+    with pytest.raises(UserError, match="tokenized with another tokenizer"):
+        evaluation.evaluate(done.checkpoint, smaller, Place.of(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:

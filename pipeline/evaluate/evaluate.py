@@ -44,6 +44,7 @@ MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
 _IN_REPORT = ("test", "validation", "baseline", "cascade", "split", "intervals", "calibration", "slices", "energy")
+TOKENS_COMPARED = 64
 VALIDATION_ROWS = 2_000  # or a shard more: enough for one temperature, and it costs as much as so many test rows
 
 
@@ -75,6 +76,9 @@ def evaluate(
             measured from, and a cascade, if the data is its own.
         address: the Ray cluster.
         extra: for the report: ``data_line``, ``stages``; and ``evidence_rows`` of the configuration.
+
+    Raises:
+        UserError: the data has other labels than the checkpoint, or was tokenized with another tokenizer.
     """
     extra = extra or {}
     card = checkpoint.read_card(where)
@@ -106,6 +110,8 @@ def evaluate(
             "evaluate",
             "no test rows: the figures are those of the validation split, which chose the checkpoint",
         )
+    if not ours:
+        _refuse_other_tokens(where, prepared, split)
     began = time.monotonic()
     seed = int(card["config"]["seed"])
     held_out = _scored(where, card, prepared, split, address)
@@ -213,6 +219,24 @@ class _Scored:
     ids: list[str]
     labels: np.ndarray
     logits: np.ndarray
+
+
+def _refuse_other_tokens(where: Place, prepared: Prepared, split: str) -> None:
+    """Prepared data holds token ids: those of another tokenizer mean other words, and the figures nothing.
+
+    Raises:
+        UserError: some rows have other ids than the checkpoint gives their texts (where it cuts them does not count).
+    """
+    few = Head.of(prepared, TOKENS_COMPARED)
+    rows = few.table(split, ["text", "input_ids"]).slice(0, TOKENS_COMPARED)
+    ours = Classifier.load(str(where)).encode(rows["text"].to_pylist()).ids
+    for text, theirs, ids in zip(rows["text"].to_pylist(), rows["input_ids"].to_pylist(), ours, strict=True):
+        shared = min(len(theirs), len(ids)) - 1  # a text that is cut ends with a token of its own
+        if list(theirs[:shared]) != [int(i) for i in ids[:shared]]:
+            raise UserError(
+                f"{prepared.place} was tokenized with another tokenizer than that of {where} (so “{text[:40]}”): the "
+                "figures would mean nothing. 'broadsheet predict' classifies files with the checkpoint's own"
+            )
 
 
 def _scored(where: Place, card: dict[str, Any], prepared: Prepared, split: str, address: str | None) -> _Scored:
