@@ -6,6 +6,7 @@ closed for as long as that takes. And Ray's end, if it is a sudden one, leaves H
 
 - HAProxy dies, and Ray has not put another in its place: the same configuration is served again at once, by a stand-in
   that leaves when Ray's own comes up, or when the actor is gone for good.
+- The actor dies, Ray starts it anew, and that starts an HAProxy of its own: the older one makes way.
 - The raylet dies: nothing will ever answer behind this HAProxy, so it is ended.
 
 Linux only (pidfd), as HAProxy is. Standard library only: see ``haproxy``.
@@ -51,7 +52,10 @@ def _look_after(own: int, actor: int, raylet: int, command: list[str]) -> None:
     haproxy, manager, node = _Alive(own), _Alive(actor), _Alive(raylet)
     file = command[command.index("-f") + 1]
     while haproxy and node:
-        select.select([haproxy.handle, node.handle], [], [])
+        watched = [haproxy.handle, node.handle, *([manager.handle] if manager else [])]
+        select.select(watched, [], [], None if manager else 1.0)
+        if not manager and haproxy and _others(file, own):  # of the actor that Ray started anew: this one knows no
+            haproxy.send(signal.SIGUSR1)  # replica that comes from now on, and would still get half of the connections
     if not node:  # the first of both, or both at once
         haproxy.end()
         return
@@ -96,10 +100,14 @@ class _Alive:
     def __bool__(self) -> bool:
         return not select.select([self.handle], [], [], 0)[0]
 
+    def send(self, number: int) -> None:
+        """Send a signal, if it is still there."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.handle, number)
+
     def end(self, patience_s: float = 5.0) -> None:
         """SIGTERM, and SIGKILL where that is not enough."""
-        with contextlib.suppress(OSError):
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                signal.pidfd_send_signal(self.handle, number)
-                if select.select([self.handle], [], [], patience_s)[0]:
-                    return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self.send(number)
+            if select.select([self.handle], [], [], patience_s)[0]:
+                return

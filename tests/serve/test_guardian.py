@@ -46,16 +46,19 @@ class Node:
     """A raylet with an actor with an HAProxy."""
 
     def __init__(self, folder: Path, script: Path, ports: tuple[int, int, int]) -> None:
-        self.port, self._render = ports[0], lambda: rendered(folder, "127.0.0.1", *ports)
-        self.file = self._render()
+        self.ports, self.port = ports, ports[0]
+        before = haproxy_processes.running(str(folder / "haproxy.cfg"))
+        self.render = lambda: rendered(folder, "127.0.0.1", *ports)
+        self.file = self.render()
         self.process = subprocess.Popen(
             [sys.executable, "-c", RAYLET, ACTOR, str(script), "-db", "-f", str(self.file)],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        until(lambda: set(self.listening) - {pid for pid, _ in before})
         until(lambda: self.answers)
-        (self.haproxy,) = self.listening
+        (self.haproxy,) = set(self.listening) - {pid for pid, _ in before}
         self.actor = haproxy_processes.parent(self.haproxy)
 
     @property
@@ -76,7 +79,7 @@ class Node:
     def start_another(self, *arguments: str) -> None:
         """As Ray does when it loads the configuration anew, or has started its actor anew."""
         assert self.process.stdin is not None
-        self._render()
+        self.render()
         self.process.stdin.write(" ".join(arguments) + "\n")
         self.process.stdin.flush()
 
@@ -124,6 +127,19 @@ def test_one_that_made_way_has_no_stand_in(node: Node) -> None:
     os.kill(new, signal.SIGKILL)  # the new one is looked after as well
     until(lambda: node.listening not in ([], [new]))
     until(lambda: node.answers)
+
+
+def test_one_whose_actor_died_makes_way_for_that_of_the_next(node: Node, haproxy_script: Path) -> None:
+    os.kill(node.actor, signal.SIGKILL)
+    time.sleep(0.5)
+    assert node.answers
+    second = Node(node.file.parent, haproxy_script, node.ports)
+    try:
+        until(lambda: node.haproxy not in dict(haproxy_processes.running(str(node.file))))
+        assert node.listening == [second.haproxy]
+        assert node.answers
+    finally:
+        second.end()
 
 
 def test_the_end_of_the_node_frees_the_port(node: Node) -> None:
