@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from measure import descendants
+from safetensors.numpy import load_file, save_file
 
 BINARY = str(Path(sys.executable).with_name("broadsheet"))
 PORT = 8128
@@ -37,13 +39,10 @@ class Endpoint:
                     found.append(pid)
         return found
 
-    def update(self) -> None:
-        """Have it load the checkpoint anew, beside the old model, and swap."""
-        done = subprocess.run(
-            [BINARY, "serve", "--port", str(PORT), "--update", self.found, "--unchecked"],
-            capture_output=True,
-            text=True,
-        )
+    def update(self, checkpoint: str) -> None:
+        """``--update``: it loads the checkpoint beside the old model, and swaps."""
+        command = [BINARY, "serve", "--port", str(PORT), "--update", checkpoint]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"--update ended with {done.returncode}: {done.stderr}")
 
@@ -68,3 +67,13 @@ def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
             endpoint.process.wait(90)
         except subprocess.TimeoutExpired:
             endpoint.process.kill()
+
+
+def twin(checkpoint: Path, folder: Path) -> str:
+    """A copy of a checkpoint that answers alike and is another version: one weight differs by a millionth."""
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    last = weights[sorted(weights)[-1]]
+    last.reshape(-1)[0] += 1e-6
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -35,9 +36,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from endpoint import PORT, REPLICA, URL, Endpoint, serving
+from endpoint import PORT, REPLICA, URL, Endpoint, serving, twin
 from load import Load, closed, steady
 from measure import RESULTS, machine, trained, write
+
+from pipeline.train import checkpoint as checkpoints
 
 CONTROLLER = b"ray::ServeController"
 FAULTS = ("replica", "replica_30s", "update", "disconnect", "slow", "haproxy", "controller", "overload")
@@ -46,8 +49,11 @@ FAULTS = ("replica", "replica_30s", "update", "disconnect", "slow", "haproxy", "
 class Fire:
     """What goes wrong during a load. Each method is a fault; ``at`` collects the moments it struck."""
 
-    def __init__(self, endpoint: Endpoint, texts: list[str], load: Load, count: int, seconds: float) -> None:
-        self.endpoint, self.texts, self.load, self.count, self.seconds = endpoint, texts, load, count, seconds
+    def __init__(
+        self, endpoint: Endpoint, other: str, texts: list[str], load: Load, count: int, seconds: float
+    ) -> None:
+        self.endpoint, self.other, self.texts, self.load = endpoint, other, texts, load
+        self.count, self.seconds = count, seconds
         self.at: list[float] = []
         self.seen: dict[str, int] = {}
         self.random = random.Random(17)
@@ -78,10 +84,11 @@ class Fire:
         await self._kill(CONTROLLER, self.seconds / 5, 3)
 
     async def update(self) -> None:
+        models = itertools.cycle((self.other, self.endpoint.found))
         for _ in range(5):
             await asyncio.sleep(self.seconds / 8)
             self.at.append(time.monotonic())
-            await asyncio.to_thread(self.endpoint.update)
+            await asyncio.to_thread(self.endpoint.update, next(models))
 
     async def disconnect(self) -> None:
         while not self.over:
@@ -129,10 +136,12 @@ def _head(length: int) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-async def under(fault: str, endpoint: Endpoint, texts: list[str], rate: float, count: int) -> dict[str, Any]:
+async def under(
+    fault: str, endpoint: Endpoint, other: str, texts: list[str], rate: float, count: int
+) -> dict[str, Any]:
     """A load with a fault; returns the figures."""
     load = Load()
-    fire = Fire(endpoint, texts, load, count, count / rate)
+    fire = Fire(endpoint, other, texts, load, count, count / rate)
     strike: Callable[[], Awaitable[None]] = getattr(fire, fault)
     await asyncio.gather(steady(f"{URL}/v1/classify", texts, rate, count, load), strike())
     return {
@@ -175,6 +184,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = Path(temporary)
         found = arguments.checkpoint or trained(folder / "runs", "lstm")
+        other = twin(Path(str(checkpoints.find(found))), folder / "twin")
         peak = 0.0
         for fault in arguments.faults.split(","):
             endpoint = Endpoint(found, folder / f"{fault}.log", [*replicas, *arguments.set])
@@ -185,7 +195,7 @@ def main() -> None:
                     peak = asyncio.run(closed(classify, texts, 32, 5 if arguments.quick else 15))
                     print(f"peak {peak} requests/s", flush=True)
                 rate = peak * 10 if fault == "overload" else peak / 4
-                runs.append(asyncio.run(under(fault, endpoint, texts, rate, count)))
+                runs.append(asyncio.run(under(fault, endpoint, other, texts, rate, count)))
                 print(runs[-1], flush=True)
         grown = {}
         if not (arguments.quick or arguments.no_memory):
