@@ -4,9 +4,9 @@ Ray asks its HAProxy every few seconds whether it is alive, and then starts the 
 closed for as long as that takes. And Ray's end, if it is a sudden one, leaves HAProxy running on the port. So
 ``broadsheet-haproxy`` forks before it becomes HAProxy, and the child looks after its parent:
 
-- HAProxy dies, and Ray has not put another in its place: the same configuration is served again at once, by a stand-in
-  that leaves when Ray's own comes up, or when the actor is gone for good.
-- The actor dies, Ray starts it anew, and that starts an HAProxy of its own: the older one makes way.
+- HAProxy dies while its actor lives: the same configuration is served again at once, by a stand-in, until the next
+  HAProxy is started (``make_way``) or Ray takes too long. A stand-in has no admin socket, as Ray would take an answer
+  there for one of its own HAProxy, and leave it at that.
 - The raylet dies: nothing will ever answer behind this HAProxy, so it is ended.
 
 Linux only (pidfd), as HAProxy is. Standard library only: see ``haproxy``.
@@ -15,18 +15,24 @@ Linux only (pidfd), as HAProxy is. Standard library only: see ``haproxy``.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import select
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from serve import haproxy_processes
+from serve.haproxy_processes import STAND_IN
 
 EVERY_S = 0.1
-ACTOR_RETURNS_S = 15.0  # Ray starts the actor anew in a few seconds, on a busy machine in many
+SHUTDOWN_S = 0.2  # where Serve is shut down, the actor dies right after its HAProxy
+ACTOR_RETURNS_S = 30.0  # Ray sees the loss within some seconds, and starts the actor anew in as many
 MOST_RESTARTS = 20
+LEAVE_S = 5.0
 
 
 def watch(command: Sequence[str]) -> None:
@@ -48,25 +54,48 @@ def watch(command: Sequence[str]) -> None:
     os._exit(code)
 
 
+def make_way(arguments: Sequence[str]) -> None:
+    """Before an HAProxy starts: have those make way that serve the same configuration and that it will not replace
+    itself (``-sf``): a stand-in, and one that outlived its actor, which knows no replica that came since.
+
+    They accept nothing more, and end when what they began is answered.
+
+    Args:
+        arguments: of the HAProxy that starts.
+    """
+    file = arguments[arguments.index("-f") + 1]
+    known = set(arguments[arguments.index("-sf") + 1 :]) if "-sf" in arguments else set()
+    others = [pid for pid, _ in haproxy_processes.running(file) if str(pid) not in known]
+    for pid in others:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGUSR1)
+    until = time.monotonic() + LEAVE_S
+    while any(map(haproxy_processes.listens, others)) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def _look_after(own: int, actor: int, raylet: int, command: list[str]) -> None:
     haproxy, manager, node = _Alive(own), _Alive(actor), _Alive(raylet)
     file = command[command.index("-f") + 1]
-    while haproxy and node:
-        watched = [haproxy.handle, node.handle, *([manager.handle] if manager else [])]
-        select.select(watched, [], [], None if manager else 1.0)
-        if not manager and haproxy and _others(file, own):  # of the actor that Ray started anew: this one knows no
-            haproxy.send(signal.SIGUSR1)  # replica that comes from now on, and would still get half of the connections
+    select.select([haproxy.handle, node.handle], [], [])
     if not node:  # the first of both, or both at once
         haproxy.end()
         return
-    if not manager or _others(file):  # Serve is shut down; or it was told to leave, as Ray has started another
+    select.select([manager.handle], [], [], SHUTDOWN_S)
+    others = [pid for pid, _ in haproxy_processes.running(file)]
+    if not manager or any(map(haproxy_processes.listens, others)):  # Serve is shut down; or it made way for the next
         return
-    _stand_in(command, file, manager, node)
+    with open(file + STAND_IN + ".lock", "w") as lock, contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two may have been killed at once
+        _stand_in(command, file, manager, node)
 
 
 def _stand_in(command: list[str], file: str, manager: _Alive, node: _Alive) -> None:
-    """Serve the configuration until Ray's own HAProxy does."""
-    fresh = [*command[: command.index("-sf")]] if "-sf" in command else command  # nobody is there to take over from
+    """Serve the configuration until Ray's next HAProxy does."""
+    text = re.sub(r"^\s*stats socket .*\n", "", Path(file).read_text(), flags=re.MULTILINE)
+    Path(file + STAND_IN).write_text(text)
+    fresh = command[: command.index("-sf")] if "-sf" in command else list(command)  # nobody is there to take over from
+    fresh[fresh.index("-f") + 1] = file + STAND_IN
     left = time.monotonic() + ACTOR_RETURNS_S
     for _ in range(MOST_RESTARTS):
         process = subprocess.Popen(fresh, stdin=subprocess.DEVNULL)
@@ -78,17 +107,8 @@ def _stand_in(command: list[str], file: str, manager: _Alive, node: _Alive) -> N
                 process.terminate()
                 process.wait()
                 return
-            if _others(file, process.pid):
-                process.send_signal(signal.SIGUSR1)  # no new connections; what is under way is answered
-                process.wait()
-                return
         if process.returncode >= 0 or process.returncode == -signal.SIGTERM:
-            return  # it ended as asked to, or cannot run
-
-
-def _others(file: str, but: int = 0) -> list[int]:
-    """Other processes of HAProxy with this configuration that listen, not such that finish what they began."""
-    return [pid for pid, _ in haproxy_processes.running(file) if pid != but and haproxy_processes.listens(pid)]
+            return  # it made way, ended as asked to, or cannot run
 
 
 class _Alive:
@@ -100,14 +120,10 @@ class _Alive:
     def __bool__(self) -> bool:
         return not select.select([self.handle], [], [], 0)[0]
 
-    def send(self, number: int) -> None:
-        """Send a signal, if it is still there."""
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self.handle, number)
-
     def end(self, patience_s: float = 5.0) -> None:
         """SIGTERM, and SIGKILL where that is not enough."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self.send(number)
-            if select.select([self.handle], [], [], patience_s)[0]:
-                return
+        with contextlib.suppress(OSError):
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(self.handle, number)
+                if select.select([self.handle], [], [], patience_s)[0]:
+                    return

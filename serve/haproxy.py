@@ -34,7 +34,7 @@ PEM = "front.pem"  # in the folder of the configuration, which is private
 CLIENT_HEADER = b"x-broadsheet-client"
 BUFFER_BYTES = 65_536  # per direction of a connection in use: 64 texts of news fit
 REQUEST_S = 30  # for a request to arrive, as far as the buffer holds it
-RETRIES = 3
+RETRIES = 2
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -107,7 +107,7 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # A replica that refuses a connection is dead, and looks like the least busy one until it is out.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-        # Three of these until Ray starts its actor anew whose HAProxy was killed; a stand-in answers meanwhile.
+        # Three of these until Ray starts the actor anew whose HAProxy was killed; a stand-in answers meanwhile.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     }
@@ -169,7 +169,7 @@ def patient(config_text: str) -> str:
     )
     rules = {
         r"^(\s+)tune\.bufsize \d+$": rf"\1tune.bufsize {BUFFER_BYTES}",
-        # Few: a text that kills a replica, were there one, must not go through all of them.
+        # Few, as a text that kills replicas, were there one, goes through as many; enough for two that die together.
         r"^(\s+)retry-on conn-failure$": rf"\1retry-on conn-failure empty-response\n\1retries {RETRIES}",
         r"(?<=^frontend http_frontend\n)(\s+)(bind \S+:\d+.*)$": "\n".join(rf"\1{line}" for line in (r"\2", *front)),
     }
@@ -233,6 +233,7 @@ def main() -> None:
         raise SystemExit(f"{SCRIPT}: no HAProxy binary; it comes with 'ray[serve]' on Linux")
     command = [binary, *args]
     if "-f" in args[:-1] and "-c" not in args:  # -c only checks the file
+        guardian.make_way(args)
         guardian.watch(command)
     os.execv(binary, command)
 

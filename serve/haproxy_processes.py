@@ -9,6 +9,7 @@ import select
 import signal
 from pathlib import Path
 
+STAND_IN = ".stand-in"  # after the name of the configuration that it serves, see ``guardian``
 BINARY_PATH = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 
@@ -30,14 +31,14 @@ def running(config_file: str | None = None) -> list[tuple[int, str]]:
     """HAProxy processes that Ray Serve started on this machine, as (pid, command line).
 
     Args:
-        config_file: only those of this configuration file; None takes all.
+        config_file: only those of this configuration file, and a stand-in for it; None takes all.
     """
     found = []
     for pid in _pids():
         args = _cmdline(pid)
         if not args or "haproxy" not in os.path.basename(args[0]) or "-f" not in args[:-1]:
             continue
-        file = args[args.index("-f") + 1]
+        file = args[args.index("-f") + 1].removesuffix(STAND_IN)
         if file == config_file or (config_file is None and os.path.basename(file) == "haproxy.cfg"):
             found.append((pid, " ".join(args)))
     return found

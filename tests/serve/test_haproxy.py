@@ -73,7 +73,7 @@ def test_admin_ports_move_to_loopback_and_the_front_stays(tmp_path: Path, host: 
 def test_requests_are_held_until_they_are_whole_and_asked_again_but_for_feedback(tmp_path: Path) -> None:
     before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
     after = haproxy.patient(before)
-    assert "retry-on conn-failure empty-response\n    retries 3\n" in after
+    assert "retry-on conn-failure empty-response\n    retries 2\n" in after
     section = after[after.index("frontend http_frontend") : after.index("backend default_backend")]
     assert section.splitlines()[1] == "    bind 127.0.0.1:8123"
     assert "    option http-buffer-request\n" in section

@@ -25,8 +25,9 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.golden import Golden
 from pipeline.storage import Place
-from serve import deploy, desk, release_stage, status
+from serve import deploy, desk, haproxy_processes, release_stage, status
 from serve.desk import State
+from serve.haproxy_processes import STAND_IN
 
 pytestmark = pytest.mark.slow
 
@@ -268,6 +269,24 @@ def test_a_replica_that_is_killed_and_a_desk_that_forgot_come_back_to_the_same_l
     with Load(url) as load:
         seen = load.more(100)
     assert len(seen) == 2
+    assert load.failures == []
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_haproxy_has_a_stand_in_until_rays_own_is_back(url: str, settings: Config) -> None:
+    file = deploy._haproxy_config()
+
+    def fronts(stand_in: bool) -> list[int]:
+        found = haproxy_processes.running(file)
+        return [pid for pid, line in found if (STAND_IN in line) == stand_in and haproxy_processes.listens(pid)]
+
+    (pid,) = fronts(False)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: fronts(True), 20)
+    assert httpx.get(f"{url}/ready", timeout=60).status_code == 200
+    until(lambda: fronts(False) and not fronts(True), 120)
+    with Load(url) as load:
+        load.more(50)
     assert load.failures == []
 
 
