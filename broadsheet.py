@@ -312,7 +312,7 @@ def submit(address: str | None, no_follow: bool, command: tuple[str, ...], **opt
 @JOBS
 @click.argument("run", required=False, metavar="[RUN]")
 def status(address: str | None, run: str | None) -> None:
-    """List the jobs of a cluster, or show the newest one of a run."""
+    """List the jobs of a cluster, or show one (RUN: its run or its id)."""
     from pipeline import jobs
 
     jobs.status(jobs.connect(address), run)

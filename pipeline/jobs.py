@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
@@ -15,12 +14,13 @@ from typing import Any
 
 from pipeline import cluster, console
 from pipeline.errors import UserError, WorkFailed, first_line
-from pipeline.submission import WRITES, Submission
+from pipeline.submission import MEANT, WRITES, Submission
 
 HERE = "http://127.0.0.1:8265"  # what 'ray dashboard cluster.yaml' opens on a laptop
 DASHBOARD = ":8265"
 REQUEST_S = 60.0  # for one answer of the server
 SILENCE_S = 30.0  # a job may be silent for longer, but then nobody knows whether the connection still is one
+LONGEST_SILENCE_S = 480.0  # each time that the log, sent again, has nothing new, twice as long is waited, up to this
 RETRY_S = 2.0
 PATIENCE_S = 600.0  # with a connection that does not come back
 STOP_S = 60.0
@@ -37,17 +37,17 @@ class Shown:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
-        self._count = self._skip = 0
+        self.count = self._skip = 0
 
     def again(self) -> None:
         """The log is about to be sent from its beginning."""
-        self._skip = self._count
+        self._skip = self.count
 
     def add(self, text: str) -> None:
         """A piece of it; what was shown before is not shown again."""
         new = text[self._skip :]
         self._skip = max(0, self._skip - len(text))
-        self._count += len(new)
+        self.count += len(new)
         if new:
             self._write(new)
 
@@ -134,17 +134,24 @@ def follow(client: Any, job: str) -> int:
         WorkFailed: the cluster is gone, or has not answered for ten minutes.
     """
     shown = Shown(_print)
-    cut = None
+    cut, silence = None, SILENCE_S
     try:
         while True:
             try:
-                asyncio.run(_tail(client, job, shown))
+                before = shown.count
+                ended = asyncio.run(_tail(client, job, shown, silence))
+                silence = SILENCE_S if shown.count > before else min(2 * silence, LONGEST_SILENCE_S)
                 info = client.get_job_info(job)
                 if cut is not None:
                     console.warn("submit", "connected again")
                 cut = None
                 if info.status.value in OVER:
+                    if not ended:  # what was said after the connection had gone
+                        shown.again()
+                        shown.add(client.get_job_logs(job))
                     return _exit_code(info)
+                if ended:  # the server closes a log when it restarts, or a moment before the job counts as over
+                    time.sleep(RETRY_S)
             except Exception as e:  # whatever Ray, aiohttp and requests raise for a connection that broke
                 if getattr(e, "status", None) == 404 or "status code 404" in str(e):
                     raise WorkFailed(
@@ -168,13 +175,29 @@ def follow(client: Any, job: str) -> int:
         return INTERRUPTED
 
 
-async def _tail(client: Any, job: str, shown: Shown) -> None:
-    """Show the log until it ends, the connection breaks, or is so silent that it may have."""
+async def _tail(client: Any, job: str, shown: Shown, silence: float) -> bool:
+    """Show the log until it ends, the connection breaks, or is so silent that it may have.
+
+    Args:
+        client, job: as for ``follow``.
+        shown: where the log goes.
+        silence: seconds after which the connection may have broken; the job is asked after more often.
+
+    Returns:
+        Whether the log has ended.
+    """
     shown.again()
     pieces = client.tail_job_logs(job)
-    with contextlib.suppress(StopAsyncIteration, asyncio.TimeoutError):
-        while True:
-            shown.add(await asyncio.wait_for(pieces.__anext__(), SILENCE_S))
+    while True:
+        piece = asyncio.ensure_future(pieces.__anext__())
+        since = time.monotonic()
+        while not (await asyncio.wait({piece}, timeout=SILENCE_S))[0]:
+            if time.monotonic() - since >= silence or client.get_job_info(job).status.value in OVER:
+                return False
+        try:
+            shown.add(piece.result())
+        except StopAsyncIteration:
+            return True
 
 
 def _print(text: str) -> None:
@@ -195,15 +218,24 @@ def _exit_code(info: Any) -> int:
 
 
 def find(client: Any, name: str) -> Any:
-    """A job by its id, or the newest one of a run.
+    """A job by its id, or the one of a run that is not over: one that works on it before one that only looks at it
+    (evaluate, serve, doctor). Where all are over, the newest.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or several work on the run.
     """
     jobs = _jobs(client)
     for job in jobs:
-        if name in (job.submission_id, (job.metadata or {}).get("run")):
+        if job.submission_id == name:
             return job
+    of_run = [j for j in jobs if (j.metadata or {}).get("run") == name]
+    running = [j for j in of_run if j.status.value not in OVER]
+    meant = [j for j in running if j.metadata.get("broadsheet") in MEANT] or running or of_run[:1]
+    if len(meant) > 1:
+        ids = ", ".join(j.submission_id for j in meant)
+        raise UserError(f"{len(meant)} jobs of run '{name}' are not over; name one of them instead: {ids}")
+    if meant:
+        return meant[0]
     known = list(dict.fromkeys((j.metadata or {}).get("run") or j.submission_id for j in jobs))[:8]
     raise UserError(f"no job '{name}' on this cluster; it has: {', '.join(known) or 'none'}")
 

@@ -15,6 +15,7 @@ from pipeline.object_store import is_remote
 
 VERBS = ("run", "prepare", "train", "tune", "evaluate", "predict", "serve", "doctor")
 WRITES = ("run", "prepare", "train", "tune")  # two of them on one run would get in each other's way
+MEANT = (*WRITES, "predict")  # by 'stop RUN', rather than a command that only looks at the run
 EXCLUDED = [".git", ".venv", "runs"]  # of the working directory, beside what .gitignore names
 
 
@@ -76,11 +77,15 @@ def plan(
         )
     out = options.get("out")
     storage = None if options.get("where") else config.storage  # a command that is given its run needs none
-    for flag, path, example in (("--storage", storage, "runs"), ("--out", out, "scored")):
+    for flag, path, way_out, example in (
+        ("--storage", storage, "--storage ", "runs"),
+        ("--out", out, "--out ", "scored"),
+        ("serve.feedback", config.serve.feedback, "--set serve.feedback=", "feedback"),  # each replica writes its own
+    ):
         if path is not None and _is_relative(path):
             raise UserError(
                 f"{flag} '{path}' is relative to a folder that ends with the job: name one that every node sees, "
-                f"after the '--': {flag} /mnt/shared/{example}, or {flag} s3://bucket/{example}"
+                f"after the '--': {way_out}/mnt/shared/{example}, or {way_out}s3://bucket/{example}"
             )
     if working_dir is None:
         _check_travels(options, config)
@@ -98,8 +103,8 @@ def _check_travels(options: Mapping[str, Any], config: Config) -> None:
         UserError: there is one.
     """
     named = [*config.data.train, *config.data.validation, *config.data.test, *(options.get("files") or ())]
-    named += [options.get(k) for k in ("config_file", "where", "checkpoint", "update", "prepared")]
-    named += [config.data.corrections, config.serve.keys]
+    named += [options.get(k) for k in ("config_file", "where", "checkpoint", "update", "prepared", "from_feedback")]
+    named += [config.data.corrections, config.serve.keys, config.serve.tls_cert, config.serve.tls_key]
     named += [config.model.name] if Path(config.model.name).is_dir() else []
     for path in named:
         if path and _is_relative(path):

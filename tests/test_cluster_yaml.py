@@ -110,6 +110,9 @@ def test_one_release_of_one_system_on_google() -> None:
         (disk,) = node["node_config"]["disks"]
         assert "2404" in disk["initializeParams"]["sourceImage"]
         assert disk["initializeParams"]["diskType"].startswith(f"zones/{zone}/")
+    text = (ROOT / "cluster/gcp.yaml").read_text(encoding="utf-8")
+    assert text.count(f"zones/{zone}/") == 1, "one place to edit"
+    assert "diskType" in text.partition("cluster_name:")[0], "and the steps name it"
     # A machine with a GPU cannot move to another host while it runs.
     assert config["available_node_types"]["gpu"]["node_config"]["scheduling"]["onHostMaintenance"] == "TERMINATE"
 

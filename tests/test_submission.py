@@ -48,6 +48,13 @@ def test_what_travels(tmp_path: Path) -> None:
         ({"options": {"config_file": "my.yaml"}}, "'my.yaml' is relative"),
         ({"options": {"where": "runs/default"}}, "'runs/default' is relative"),
         ({"sets": ("model.name=tests",)}, "'tests' is relative"),
+        ({"sets": ("serve.feedback=said",)}, "serve.feedback 'said' is relative.*--set serve.feedback=/mnt/shared/"),
+        ({"sets": ("serve.feedback=said",), "working_dir": "."}, "serve.feedback 'said' is relative"),
+        ({"options": {"from_feedback": "runs/old"}}, "'runs/old' is relative"),
+        ({"sets": ("serve.keys=keys.json",)}, "'keys.json' is relative"),
+        ({"sets": ("serve.tls_cert=cert.pem", "serve.tls_key=/etc/key.pem")}, "'cert.pem' is relative"),
+        ({"sets": ("serve.tls_cert=/etc/cert.pem", "serve.tls_key=key.pem")}, "'key.pem' is relative"),
+        ({"sets": ("data.corrections=right.csv",)}, "'right.csv' is relative"),
         ({"address": "auto"}, "leave --address away"),
         ({"working_dir": "/nowhere"}, "--working-dir /nowhere: no such folder"),
         ({"requirements": "/nowhere.txt"}, "--requirements /nowhere.txt: No such file"),
@@ -58,6 +65,17 @@ def test_what_cannot_work_elsewhere(more: dict[str, Any], says: str, monkeypatch
     monkeypatch.chdir(Path(__file__).parents[1])
     with pytest.raises(UserError, match=says):
         made("run", **more)
+
+
+def test_files_that_travel_and_feedback_that_stays() -> None:
+    relative = (
+        "serve.keys=keys.json",
+        "serve.tls_cert=cert.pem",
+        "serve.tls_key=key.pem",
+        "data.corrections=right.csv",
+    )
+    sets = (*relative, "serve.feedback=s3://bucket/said")
+    assert made("run", sets=sets, working_dir=".", options={"from_feedback": ""}).verb == "run"
 
 
 def test_not_every_command_is_a_job() -> None:
@@ -92,6 +110,10 @@ class Server:
 
     def __init__(self, *tails: list[str | BaseException], status: str = "SUCCEEDED", code: int | None = 0) -> None:
         self._tails, self._status, self._code = list(tails), status, code
+        self.asked = 0
+
+    def get_job_logs(self, job: str) -> str:
+        return "one\ntwo\nlast\n"
 
     async def tail_job_logs(self, job: str) -> Any:
         for piece in self._tails.pop(0):
@@ -102,6 +124,7 @@ class Server:
             yield piece
 
     def get_job_info(self, job: str) -> Any:
+        self.asked += 1
         status = "RUNNING" if self._tails else self._status
         return SimpleNamespace(
             status=SimpleNamespace(value=status), driver_exit_code=self._code, message="it ended", submission_id=job
@@ -112,6 +135,7 @@ class Server:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "RETRY_S", 0.0)
     monkeypatch.setattr(jobs, "SILENCE_S", 0.05)
+    monkeypatch.setattr(jobs, "LONGEST_SILENCE_S", 0.2)
 
 
 def test_following_survives_breaks_and_silence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +146,87 @@ def test_following_survives_breaks_and_silence(capsys: pytest.CaptureFixture[str
     assert [line for line in said.splitlines() if line in ("one", "two", "three")] == ["one", "two", "three"]
     assert said.count("the connection broke (cut)") == 1
     assert "connected again" in said
+
+
+def test_the_log_is_sent_again_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    real = jobs._tail
+
+    async def tail(client: Any, job: str, shown: jobs.Shown, silence: float) -> bool:
+        waited.append(silence)
+        return await real(client, job, shown, silence)
+
+    monkeypatch.setattr(jobs, "_tail", tail)
+    quiet: list[str | BaseException] = ["one\n", "silence"]
+    server = Server(quiet, quiet, quiet, quiet, quiet, ["one\n", "two\n", "silence"], ["one\n", "two\n"])
+    assert jobs.follow(server, "job") == 0
+    assert waited == [0.05, 0.05, 0.1, 0.2, 0.2, 0.2, 0.05]
+    assert server.asked > len(waited)  # in between only whether the job is over
+
+
+def test_a_job_that_ends_behind_a_dead_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs.follow(Server(["one\n", "silence"]), "job") == 0
+    assert capsys.readouterr().out == "one\ntwo\nlast\n"
+
+
+def test_a_log_that_ended_before_its_job_is_not_asked_for_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(jobs.time, "sleep", slept.append)
+    assert jobs.follow(Server(["one\n"], ["one\n"], ["one\n", "two\n"]), "job") == 0
+    assert slept == [jobs.RETRY_S] * 2
+
+
+class Listed:
+    """A job server with jobs, ``(id, verb, status)``, the newest first."""
+
+    def __init__(self, *jobs: tuple[str, str, str]) -> None:
+        self.stopped: list[str] = []
+        self._jobs = [
+            SimpleNamespace(
+                submission_id=name, start_time=100 - i, status=SimpleNamespace(value=status),
+                metadata={"run": "mine", "broadsheet": verb},
+            )
+            for i, (name, verb, status) in enumerate(jobs)
+        ]  # fmt: skip
+
+    def list_jobs(self) -> list[Any]:
+        return self._jobs[::-1]
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+        self.get_job_info(job).status.value = "STOPPED"
+
+    def get_job_info(self, job: str) -> Any:
+        return next(j for j in self._jobs if j.submission_id == job)
+
+
+@pytest.mark.parametrize(
+    ("listed", "meant"),
+    [
+        ([("d", "doctor", "SUCCEEDED"), ("t", "train", "RUNNING")], "t"),
+        ([("d", "doctor", "RUNNING"), ("e", "evaluate", "PENDING"), ("p", "predict", "PENDING")], "p"),
+        ([("s", "serve", "RUNNING"), ("t", "train", "FAILED")], "s"),
+        ([("t", "train", "FAILED"), ("e", "evaluate", "RUNNING")], "e"),
+    ],
+)
+def test_a_runs_name_means_the_job_that_works_on_it(listed: list[tuple[str, str, str]], meant: str) -> None:
+    server = Listed(*listed)
+    jobs.stop(server, "mine")
+    assert server.stopped == [meant]
+
+
+def test_of_several_jobs_one_is_named_by_its_id(capsys: pytest.CaptureFixture[str]) -> None:
+    server = Listed(("p", "predict", "RUNNING"), ("t", "train", "RUNNING"), ("d", "doctor", "FAILED"))
+    with pytest.raises(UserError, match="2 jobs of run 'mine' are not over; name one of them instead: p, t"):
+        jobs.stop(server, "mine")
+    jobs.stop(server, "t")
+    assert server.stopped == ["t"]
+    jobs.stop(server, "mine")
+    assert server.stopped == ["t", "p"]
+    jobs.stop(server, "mine")
+    assert "job p is over already: stopped" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no job 'other' on this cluster; it has: mine"):
+        jobs.stop(server, "other")
 
 
 @pytest.mark.parametrize(("status", "code", "given"), [("FAILED", None, 1), ("STOPPED", None, 1), ("FAILED", 130, 130)])

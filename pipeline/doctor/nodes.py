@@ -88,7 +88,7 @@ def examine(config: Config) -> Examined:
             if isinstance(answer, NodeFacts)
         }
         read_back = [node for node in found if _reads(folder, node)]
-        clocks = {node: _clock(asked.probes[node]) for node in found}
+        clocks = {node: _clock(asked, node) for node in found}
         listening = asked.all(lambda node, probe: probe.listen.remote(alive[node]["NodeManagerAddress"]))
         peers = {node: (found[node].name, (alive[node]["NodeManagerAddress"], port))
                  for node, port in listening.items() if node in found}  # fmt: skip
@@ -98,6 +98,7 @@ def examine(config: Config) -> Examined:
         nodes = [
             replace(f, clock_ahead_s=clocks[node][0], clock_within_s=clocks[node][1], unreachable=cut.get(node, {}))
             for node, f in found.items()
+            if node in asked.probes
         ]
         return Examined(nodes, asked.silent, read_back, alive[here]["NodeManagerAddress"])
     finally:
@@ -115,13 +116,14 @@ class _Asked:
         self.probes, self._alive = probes, alive
         self.silent: dict[str, str] = {}
 
-    def all(self, question: Callable[[str, Any], Any]) -> dict[str, Any]:
-        """The answers of all nodes, asked at the same time."""
+    def all(self, question: Callable[[str, Any], Any], only: str | None = None) -> dict[str, Any]:
+        """The answers of all nodes, asked at the same time; or of one of them."""
         import ray
 
         until = time.monotonic() + ANSWER_S
         answers = {}
-        for node, reference in [(node, question(node, probe)) for node, probe in self.probes.items()]:
+        for node, reference in [(node, question(node, probe)) for node, probe in self.probes.items()
+                                if only in (None, node)]:  # fmt: skip
             try:
                 answers[node] = ray.get(reference, timeout=max(0.0, until - time.monotonic()))
             except Exception as e:  # whatever went wrong there, the node cannot do the work
@@ -157,16 +159,14 @@ def _session(node: dict[str, Any]) -> str:
     return str(Path(node["RayletSocketName"]).parents[1])
 
 
-def _clock(probe: Any) -> tuple[float, float]:
+def _clock(asked: _Asked, node: str) -> tuple[float, float]:
     """How far a node's clock is ahead, in seconds, and how well that is known: the quickest of three answers."""
-    import ray
-
     best = (0.0, float("inf"))
     for _ in range(3):
-        asked = time.time()
-        theirs = ray.get(probe.time.remote())
-        within = (time.time() - asked) / 2
-        best = min(best, (theirs - asked - within, within), key=lambda pair: pair[1])
+        began = time.time()
+        for theirs in asked.all(lambda _, probe: probe.time.remote(), only=node).values():  # none, if it was lost
+            within = (time.time() - began) / 2
+            best = min(best, (theirs - began - within, within), key=lambda pair: pair[1])
     return best
 
 
