@@ -189,6 +189,14 @@ def most_free_cpus() -> float:
     return max((float(n.get("CPU", 0.0)) for n in available_resources_per_node().values()), default=0.0)
 
 
+def may_grow() -> bool:
+    """Whether nodes may join the connected cluster by themselves: whatever starts nodes for Ray (``ray up``, KubeRay)
+    names the group of each. Whether it has reached its largest size, nobody tells."""
+    import ray
+
+    return any((n.get("Labels") or {}).get("ray.io/node-group") for n in ray.nodes() if n["Alive"])
+
+
 @dataclass(frozen=True)
 class Layout:
     """How training is laid out: ``workers`` processes of ``cpus`` cores and ``gpus`` GPUs each."""

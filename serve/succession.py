@@ -48,7 +48,8 @@ def run(where: str, suspects: str, sets: Sequence[str], flags: Mapping[str, Any]
     Args:
         where: the run to start from; empty: the one that this name was begun from, or the one that serves.
         suspects: 'ignore' or 'drop'.
-        sets, flags: as for ``config.load``, on top of that run's configuration.
+        sets, flags: as for ``config.load``, on top of that run's configuration, but for where the endpoint is: that is
+            for the command to say, or for the earlier attempt that it goes on with.
         address: the Ray cluster.
 
     Raises:
@@ -58,16 +59,26 @@ def run(where: str, suspects: str, sets: Sequence[str], flags: Mapping[str, Any]
     if flags["name"] is None:
         raise UserError("--from-feedback makes a new run beside the old one: name it with --name")
     first = load(None, sets, flags)
-    where = where or stage.begun(first.storage, first.name) or ""
-    endpoint = None
+    own_storage = stage.says("storage", sets, flags)
+    own_port = stage.says("serve.port", sets, flags)
+
+    def at_port_of(earlier: stage.Begun | None) -> Config:
+        known = None if earlier is None or own_port else earlier.port
+        return first.updated({"serve.port": known or first.serve.port})
+
+    earlier = stage.begun(stage.beside(where) if where and not own_storage else first.storage, first.name)
+    there = at_port_of(earlier)
+    endpoint = serving(there, address)
+    if not (earlier or where or own_storage) and endpoint is not None:  # the new run lies beside the one it is made of
+        earlier = stage.begun(stage.beside(endpoint.checkpoint), first.name)
+        if (again := at_port_of(earlier)) != there:
+            there, endpoint = again, serving(again, address)
+    where = where or (earlier.base if earlier else "") or (endpoint.checkpoint if endpoint else "")
     if not where:
-        endpoint = serving(first, address)
-        if endpoint is None:
-            raise UserError(f"{release_stage.nowhere(first, address)}: name the run to start from, --from-feedback RUN")
-        where = endpoint.checkpoint
+        raise UserError(f"{release_stage.nowhere(there, address)}: name the run to start from, --from-feedback RUN")
     base = Run.open(where)
-    config = stage.new_config(base, sets, flags)
-    endpoint = endpoint or serving(config, address)
+    found = {"serve.port": there.serve.port, **({"storage": earlier.storage} if earlier else {})}
+    config = stage.new_config(base, sets, {**flags, **found})
     console.say("feedback", f"from {base.place}; " + (f"{endpoint.checkpoint} serves" if endpoint else "none serves"))
     stage.check_rival(rival(endpoint, base, config), base)
     job = stage.train(base, config, endpoint.feedback if endpoint else None, suspects, address)

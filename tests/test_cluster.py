@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 
 import pytest
+import ray
 from ray import exceptions as broken
 
+from pipeline import cluster
 from pipeline.cluster import Layout, Resources, check_fits, our_error, pinned, train_layout
 from pipeline.config import load
 from pipeline.errors import UserError, WorkFailed
-from pipeline.evaluate.predict import pool
+from pipeline.evaluate import predict
+from pipeline.evaluate.predict import found_room, pool
 
 
 def cpus(*nodes: int) -> Resources:
@@ -32,7 +35,35 @@ def test_an_inference_replica_is_no_larger_than_what_others_leave() -> None:
     lay = pool(cpus(4), free=3.0)  # an endpoint holds one
     assert (lay.cpus, lay.threads) == (2.5, 3)
     assert pool(cpus(4), free=4.0) == pool(cpus(4))
-    assert pool(cpus(2), free=0.0).cpus == 0.5
+    assert pool(cpus(2), free=1.0).cpus == 0.5
+
+
+def test_without_a_free_cpu_inference_is_refused_unless_nodes_may_join(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(predict, "LAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(cluster, "connect", lambda *_: cpus(2))
+    monkeypatch.setattr(cluster, "resources", lambda: cpus(2))
+    monkeypatch.setattr(cluster, "may_grow", lambda: False)
+    for free in (0.0, 0.75):
+        monkeypatch.setattr(cluster, "most_free_cpus", lambda free=free: free)
+        with pytest.raises(UserError, match=rf"needs 1 free CPU .*2 CPUs.* all but {free:g} on .*stop the endpoint"):
+            found_room("somewhere:6379")
+    monkeypatch.setattr(cluster, "may_grow", lambda: True)
+    assert found_room("somewhere:6379").cpus == 0.5
+    assert "waiting for another node" in capsys.readouterr().out
+    monkeypatch.setattr(cluster, "most_free_cpus", lambda: 1.0)
+    assert found_room("somewhere:6379").cpus == 0.5
+    assert "waiting" not in capsys.readouterr().out
+
+
+def test_an_autoscaler_is_known_by_the_groups_of_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Labels": {"ray.io/node-id": "a"}}, {"Alive": False, "Labels": {"ray.io/node-group": "b"}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert not cluster.may_grow()
+    nodes.append({"Alive": True, "Labels": {"ray.io/node-group": "cpu"}})
+    assert cluster.may_grow()
 
 
 def test_one_replica_per_gpu() -> None:

@@ -23,6 +23,8 @@ from pipeline.train import checkpoint
 SLICE_ROWS = 1024
 BATCH_TOKENS = 2048
 PATIENCE_S = 5.0  # for CPUs that are given back
+LAST_PATIENCE_S = 30.0  # where not even the smallest replica has room: a training that was ended can take its time
+LEAST_FREE = 1.0  # half a CPU for a replica, half for the tasks that feed it
 CORES_PER_REPLICA = 4  # more threads than this gain little on batches of BATCH_TOKENS
 
 
@@ -62,14 +64,39 @@ def found_room(address: str | None) -> Pool:
     """Connect, and lay the model out where there is room: an endpoint in the same cluster holds its CPUs for good.
 
     What has just ended gives its CPUs back within moments: those are waited for.
+
+    Raises:
+        UserError: no node has a whole CPU to spare, and none will join by itself.
     """
     lay = pool(cluster.connect(address))
-    until = time.monotonic() + PATIENCE_S
+    began = time.monotonic()
     while not lay.gpus and (free := cluster.most_free_cpus()) - 0.5 < lay.cpus - 1e-9:
-        if time.monotonic() > until:
+        waited = time.monotonic() - began
+        if waited > (PATIENCE_S if free >= LEAST_FREE else LAST_PATIENCE_S):
+            if free < LEAST_FREE:
+                _no_room(free)
             return pool(cluster.resources(), free)
         time.sleep(0.2)
     return lay
+
+
+def _no_room(free: float) -> None:
+    """Say that replicas wait for another node, where one may come.
+
+    Raises:
+        UserError: none will.
+    """
+    have = cluster.resources()
+    what = (
+        f"batch inference needs {LEAST_FREE:g} free CPU on one node (0.5 for a replica, 0.5 for what feeds it), but of "
+        f"{have.line()} others hold all but {free:g} on the node with most to spare"
+    )
+    out = (
+        "stop the endpoint there ('broadsheet serve --stop --address ...'), or name a cluster with more CPUs, --address"
+    )
+    if not cluster.may_grow():
+        raise UserError(f"{what}: {out}")
+    console.warn("ray", f"{what}: waiting for another node; if none comes, {out}")
 
 
 @functools.lru_cache(maxsize=1)

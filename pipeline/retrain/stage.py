@@ -7,6 +7,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
@@ -23,19 +24,48 @@ from pipeline.retrain import merge, version
 from pipeline.retrain.base import Run
 from pipeline.retrain.decide import Decision, decide
 from pipeline.storage import Place
+from pipeline.train import checkpoint
 
 DECISION = "decision.json"
 OWN_KEYS = ("data.train", "data.validation", "data.test", "data.dataset", "data.text", "data.label", "data.format")
+OF_THE_ENDPOINT = ("port", "host", "feedback")  # of the section serve: where the base was served says nothing of today
 
 
-def begun(storage: str, name: str) -> str | None:
-    """The run that an earlier attempt under this name started from, if there was one."""
+@dataclass(frozen=True)
+class Begun:
+    """An earlier attempt at a run: where it lies, the run that it started from, and the port of its endpoint."""
+
+    storage: str
+    base: str
+    port: int | None
+
+
+def begun(storage: str, name: str) -> Begun | None:
+    """The earlier attempt under this name, if there was one."""
     made = bases.read_version(Place.of(storage) / name)
-    return None if made is None else str(made["made_of"]["base"])
+    if made is None:
+        return None
+    return Begun(str(Place.of(storage)), str(made["made_of"]["base"]), made["made_of"].get("port"))
+
+
+def beside(where: str) -> str:
+    """The storage that a run lies in, by its folder or its checkpoint's.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    return str(bases.run_of(checkpoint.find(where)).parent)
+
+
+def says(key: str, sets: Sequence[str], flags: Mapping[str, Any]) -> bool:
+    """Whether the command itself gives a key a value."""
+    return flags.get(key) is not None or key in (item.partition("=")[0].strip() for item in sets)
 
 
 def new_config(base: Run, sets: Sequence[str], flags: Mapping[str, Any]) -> Config:
     """The configuration of the base, with what the command says on top; the new run lies beside it.
+
+    Where the endpoint listens and keeps feedback (``OF_THE_ENDPOINT``), the base does not say.
 
     Raises:
         UserError: the command names other data, or a name that is taken.
@@ -44,8 +74,9 @@ def new_config(base: Run, sets: Sequence[str], flags: Mapping[str, Any]) -> Conf
         key = item.partition("=")[0].strip()
         if key in OWN_KEYS:
             raise UserError(f"--set {key}: the data is that of {base.place} and the feedback: leave it away")
-    beside = {"storage": str(base.place.parent), **{k: v for k, v in flags.items() if v not in (None, ())}}
-    config = configuration.load(base.card["config"], sets, beside)
+    tree = {**base.card["config"], "storage": str(base.place.parent)}
+    tree["serve"] = {k: v for k, v in tree.get("serve", {}).items() if k not in OF_THE_ENDPOINT}
+    config = configuration.load(tree, sets, flags)
     run = Place.of(config.storage) / config.name
     if run == base.place:
         raise UserError(f"{run} is the run that it starts from: give the new one another --name")
@@ -61,7 +92,8 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
     Args:
         base: the run that it starts from.
         config: of ``new_config``.
-        feedback: the folder that the endpoint here writes to; ``serve.feedback`` counts before it.
+        feedback: the folder that the endpoint here writes to; ``serve.feedback`` of the command counts before it, that
+            of the base after it.
         suspects: 'ignore' or 'drop'.
         address: the Ray cluster.
 
@@ -73,7 +105,10 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
     before = bases.read_version(run)
     if before is not None:  # the endpoint that told where feedback lies may be gone by now
         feedback = before["made_of"]["feedback"] or None
+    else:
+        feedback = feedback or base.card["config"].get("serve", {}).get("feedback")
     folder = _folder(config.serve.feedback or feedback, must_exist=before is None)
+    config = config.updated({"serve.feedback": None if folder is None else str(folder)})
     file = config.data.corrections
     file = "" if file == base.card["config"]["data"]["corrections"] else file  # those are in the base's labels
     if folder is None and not file and suspects == "ignore":

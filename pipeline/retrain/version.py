@@ -99,6 +99,7 @@ def make(
         "suspects": suspects,
         "corrections": corrections.content(given),
         "max_rows": config.train.max_rows,
+        "port": config.serve.port,  # for the same command to find the endpoint again; another one is no other data
     }
     files = feedback.files_of(folder) if folder is not None else []
     found = read_version(run)

@@ -144,7 +144,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     assert third.prepared.fingerprint == first.prepared.fingerprint
     with pytest.raises(UserError, match=r"begun with another --suspects \(ignore before, drop now\): choose another"):
         again(made, "resumed", folder, suspects="drop")
-    assert stage.begun(str(made / "runs"), "resumed") == str(made / "runs" / "base")
+    assert stage.begun(str(made / "runs"), "resumed") == stage.Begun(str(made / "runs"), str(base.place), 8000)
     assert stage.begun(str(made / "runs"), "never") is None
 
 
