@@ -118,7 +118,10 @@ def export(config: Config, where: str | None) -> None:
 
 
 def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
-    """Serve the job's checkpoint, classify two texts through HTTP, print the answers, and stop (or stay)."""
+    """Serve the job's checkpoint, classify two texts through HTTP, print the answers, and stop (or stay).
+
+    An endpoint that a cluster keeps already is left alone, and a line says how it takes on the checkpoint.
+    """
     from pipeline import stages
     from serve import deploy
 
@@ -126,6 +129,15 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     has = cluster.connect(address)
     if not cluster.is_named(address):
         deploy.check_room(job.config.serve, has)
+    joins = deploy.runs()
+    if joins and deploy.ours():
+        update = f"{_command(job.config, address)} --update {shlex.quote(str(job.run))}"
+        console.warn(
+            "serve", f"the cluster keeps an endpoint already, and it stays as it is. To replace its model: {update}"
+        )
+        console.say("done", f"everything is under {job.run}")
+        console.say("next", f"open {job.run}/report/index.html")
+        return
     began = time.monotonic()
     config = job.config
     if not keep_serving and config.serve.engine == "auto":  # two texts are not worth measuring engines
@@ -151,7 +163,7 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
             _wait_and_stop(stop=False)
     finally:
         if not stays:
-            deploy.shutdown()
+            deploy.end(whole=not joins)
     console.say("serve", "endpoint stopped")
     if not keep_serving:
         console.say("done", f"everything is under {job.run}")
@@ -216,9 +228,14 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
 
 def _say_it_stays(config: Config, address: str | None) -> None:
     """How to come back to an endpoint that the cluster keeps."""
-    where = f"broadsheet serve{'' if config.serve.port == 8000 else f' --port {config.serve.port}'} --address "
-    where += address or "auto"  # RAY_ADDRESS is the job's own affair
+    where = _command(config, address)
     console.say("next", f"the cluster keeps the endpoint: {where} --status, --update RUN, --rollback, --stop")
+
+
+def _command(config: Config, address: str | None) -> str:
+    """What to type for an endpoint on a cluster, up to what it should do. RAY_ADDRESS is the job's own affair."""
+    port = "" if config.serve.port == 8000 else f" --port {config.serve.port}"
+    return f"broadsheet serve{port} --address {address or 'auto'}"
 
 
 def _wait_and_stop(stop: bool = True) -> None:
