@@ -24,6 +24,7 @@ BACK_S = 60.0  # for them to be back at the old one
 CHECK_S = 300.0  # for a checkpoint to be loaded and checked before replicas hear of it
 DESK_S = 30.0
 EVERY_S = 0.2
+WAKES = 3  # a proxy may give up on a request before the replica that it woke is there
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def run(config: Config, wanted: Wanted, where: str | None, address: str | None) 
         status.show(desk.state())
         return
     state = desk.state()
+    if not state.reports and state.config.min_replicas == 0:
+        state = _woken(desk, state.config)
     if not state.reports:
         raise WorkFailed("no replica of the endpoint has said anything for a while: try again, or start it anew")
     now: Lineup = state.lineup
@@ -184,6 +187,45 @@ def find(config: Config, address: str | None) -> Desk | None:
         return Desk(ray.get_actor(found[0], desk.NAMESPACE))
     except (IndexError, ValueError):
         return None
+
+
+def _woken(desk: Desk, config: ServeConfig) -> Any:
+    """Have an endpoint that keeps no replica start one; returns what the desk knows then.
+
+    Raises:
+        WorkFailed: none came up.
+    """
+    console.say("update", "no replica runs (serve.min_replicas=0): waking one")
+    until = time.monotonic() + WAIT_S
+    _wake(config)
+    while True:
+        state = desk.state()
+        if any(report.known is not None for report in state.reports.values()) or time.monotonic() > until:
+            return state
+        time.sleep(EVERY_S)
+
+
+def _wake(config: ServeConfig) -> None:
+    """Ask the endpoint whether it is ready, which makes Ray Serve start a replica where none runs.
+
+    Raises:
+        WorkFailed: it did not answer.
+    """
+    from serve import client, deploy, tls
+
+    url = deploy.base_url(config)
+    context = tls.trusting(config.tls_cert) if config.tls_cert else None
+    for left in reversed(range(WAKES)):
+        try:
+            client.request(f"{url}/ready", timeout=WAIT_S, context=context)
+            return
+        except WorkFailed as e:
+            if not left:
+                raise WorkFailed(
+                    f"no replica runs (serve.min_replicas=0), and none could be woken: {e}; send it a request, "
+                    "and try again"
+                ) from e
+            time.sleep(EVERY_S)
 
 
 def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release], Lineup]) -> Release:
@@ -293,6 +335,8 @@ def _wait(desk: Desk, lineup: Lineup, there: set[str], seconds: float) -> None:
         if state.lineup.generation > lineup.generation:
             raise WorkFailed("another command has changed the models meanwhile: look at --status")
         reports = state.reports.values()
+        if not reports and state.config.min_replicas == 0:  # the last one went while the checkpoint was checked
+            _wake(state.config)
         for report in reports:
             if report.state == "failed" and report.known.generation == lineup.generation:
                 raise WorkFailed(f"a replica refused: {report.reason}")
