@@ -254,6 +254,24 @@ def in_a_replica(config: ServeConfig, timeout_s: float, work: Callable[..., T], 
         raise ours from e
 
 
+def taken(config: ServeConfig, within_s: float = 0.0) -> str | None:
+    """What a task with the CPUs of a replica lacks on the connected cluster now, in words; None if it can run.
+
+    Args:
+        config: the serve section.
+        within_s: how long to wait for what ended just now to give back what it had.
+    """
+    need = {"CPU": config.cpus_per_replica, "GPU": config.gpus_per_replica}
+    until = time.monotonic() + within_s
+    while True:
+        free = ray.available_resources()
+        lacking = [f"{free.get(kind, 0.0):g} {kind}s are free of the {count:g} that a replica needs"
+                   for kind, count in need.items() if free.get(kind, 0.0) < count]  # fmt: skip
+        if not lacking or time.monotonic() >= until:
+            return "; ".join(lacking) or None
+        time.sleep(0.5)
+
+
 def check_room(config: ServeConfig, has: Resources) -> None:
     """Refuse a number of replicas that can never run, on machines that will not become more.
 

@@ -274,11 +274,9 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
     import ray
 
     from serve.app import load_model
-    from serve.deploy import in_a_replica
+    from serve.deploy import in_a_replica, taken
 
-    free = ray.available_resources()
-    need = {"CPU": config.cpus_per_replica, "GPU": config.gpus_per_replica}
-    if any(free.get(kind, 0.0) < count for kind, count in need.items()):
+    if taken(config):
         console.say("update", "no CPU is free to check the checkpoint before: the replicas check it while they serve")
         return None
     console.say("update", f"checking {folder}")

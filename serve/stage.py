@@ -22,6 +22,8 @@ from serve import client, exposure, haproxy, haproxy_processes, tls
 if TYPE_CHECKING:
     from pipeline.stages import Job
 
+FREED_S = 10.0  # until the CPUs of a training that has ended are free, as Ray sees it
+
 
 def before_connecting(config: Config, address: str | None, asks: bool = True) -> None:
     """Set what Ray must find in the environment when it starts; refuse a port that is taken, and what would be open
@@ -144,7 +146,7 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
         config = config.updated({"serve.engine": "torch"})
     if config.serve.cascade and (lacks := _cascade(job.checkpoint)):  # all else that this command was for is done
         console.warn("serve", f"{lacks}; the network answers all texts")
-    url = _deploy(job.checkpoint, config)
+    url = _deploy(job.checkpoint, config, strict=False)
     stays = False
     try:
         texts = stages.two_texts(job)
@@ -182,11 +184,17 @@ def _cascade(found: Place) -> str | None:
     return lacks
 
 
-def _deploy(checkpoint: Place, config: Config) -> str:
+def _deploy(checkpoint: Place, config: Config, strict: bool = True) -> str:
+    """Deploy and say what serves; ``strict``: a latency goal that nothing can be measured for is an error."""
     from serve import deploy
 
     if config.serve.latency_goal_ms:
-        config = _for_goal(config.serve.latency_goal_ms, checkpoint, config)
+        try:
+            config = _for_goal(config.serve.latency_goal_ms, checkpoint, config)
+        except (UserError, WorkFailed) as e:
+            if strict:
+                raise
+            console.warn("serve", f"{e}. What is configured is kept")
     url = deploy.deploy(str(checkpoint), config)
     s = config.serve
     console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
@@ -205,6 +213,9 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
     from pipeline.config import ServeConfig
     from serve import capacity, deploy
 
+    if lacks := deploy.taken(config.serve, FREED_S):
+        console.warn("serve", f"serve.latency_goal_ms: nothing is measured, as {lacks}. What is configured is kept")
+        return config
     console.say("serve", "measuring what a replica does")
     try:
         rates, max_tokens = deploy.in_a_replica(
@@ -215,6 +226,8 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
     knobs = capacity.derive(goal_ms, rates, config.serve, max_tokens)
     for line in capacity.lines(goal_ms, rates, knobs):
         console.say("serve", line)
+    if config.serve.cascade:
+        console.say("serve", "that is the network alone: texts that the cascade's linear model answers take less")
     if not knobs.reachable:
         console.warn("serve", f"no number of replicas meets the goal: a text alone takes {rates.single_ms:.1f} ms")
     changes = {}

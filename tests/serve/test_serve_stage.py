@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, ServeConfig
+from pipeline.errors import UserError
 from pipeline.stages import Job
 from pipeline.storage import Place
 from serve import deploy, stage
+from serve.capacity import Rates
 
 
 @pytest.fixture
@@ -32,6 +34,48 @@ def test_an_endpoint_that_the_cluster_keeps_is_left_alone(monkeypatch: pytest.Mo
     stage.answer_and_stop(job, "head:6379", keep_serving=False)
     assert said[0].endswith("broadsheet serve --port 8001 --address head:6379 --update /data/runs/new")
     assert said[1:] == ["done: everything is under /data/runs/new", "next: open /data/runs/new/report/index.html"]
+
+
+def test_what_is_free_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [{"CPU": 1.0}]
+    monkeypatch.setattr(deploy.ray, "available_resources", lambda: free[0])
+    config = ServeConfig(cpus_per_replica=2)
+    assert deploy.taken(config) == "1 CPUs are free of the 2 that a replica needs"
+    free[0] = {"CPU": 2.0}
+    assert deploy.taken(config) is None
+    assert deploy.taken(config.model_copy(update={"gpus_per_replica": 1})) == (
+        "0 GPUs are free of the 1 that a replica needs"
+    )
+
+
+def test_a_goal_that_nothing_can_be_measured_for(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """``serve`` refuses it, ``run`` has trained by then, and a cluster that is busy keeps what is configured."""
+    deployed: list[Config] = []
+
+    def no_golden_rows(*_: object) -> None:
+        raise UserError("no golden rows")
+
+    def deploys(checkpoint: str, config: Config) -> str:
+        deployed.append(config)
+        return "http://127.0.0.1:1"
+
+    monkeypatch.setattr(deploy, "taken", lambda *_: None)
+    monkeypatch.setattr(deploy, "in_a_replica", no_golden_rows)
+    monkeypatch.setattr(deploy, "deploy", deploys)
+    config = Config().updated({"serve.latency_goal_ms": 100, "serve.cascade": True})
+    with pytest.raises(UserError, match="no golden rows"):
+        stage._deploy(Place.of("/x"), config)
+    stage._deploy(Place.of("/x"), config, strict=False)
+    assert "serve: no golden rows. What is configured is kept" in said
+    monkeypatch.setattr(deploy, "taken", lambda *_: "0 CPUs are free")
+    stage._deploy(Place.of("/x"), config)
+    assert any("nothing is measured, as 0 CPUs are free" in line for line in said)
+    assert deployed == [config, config]
+    monkeypatch.setattr(deploy, "taken", lambda *_: None)
+    monkeypatch.setattr(deploy, "in_a_replica", lambda *_: (Rates(10, 100, 16, 50), 128))
+    stage._deploy(Place.of("/x"), config)
+    assert deployed[-1].serve.max_queue != config.serve.max_queue
+    assert any("the network alone" in line for line in said)
 
 
 @pytest.fixture
