@@ -79,13 +79,10 @@ def run(config: Config, wanted: Wanted, where: str | None, address: str | None) 
             "--stop ends an endpoint on a cluster: name it with --address; one that runs in a terminal ends with Ctrl-C"
         )
     share = None if wanted.canary is None else releases.parse_share(wanted.canary)
-    desk = _desk(config, address)
     if wanted.stop:
-        from serve import deploy
-
-        deploy.shutdown()
-        console.say("serve", "endpoint stopped")
+        _stop(config, address)
         return
+    desk = _desk(config, address)
     if wanted.status:
         from serve import status
 
@@ -156,6 +153,23 @@ def _desk(config: Config, address: str | None) -> Desk:
             f"{nowhere(config, address)}: start one with 'broadsheet serve RUN', or name its --port or --address"
         )
     return found
+
+
+def _stop(config: Config, address: str | None) -> None:
+    """End the endpoint on a cluster, whatever is left of it; Serve, too, unless it has other applications.
+
+    Raises:
+        UserError: nothing is left of one, or no cluster answers.
+    """
+    from serve import deploy, desk
+
+    cluster.connect(address or os.environ.get("RAY_ADDRESS"))
+    if not (deploy.ours() or desk.names()):
+        raise UserError(f"{nowhere(config, address)}: there is nothing to stop")
+    others = deploy.end()
+    console.say(
+        "serve", "endpoint stopped" + (f"; {', '.join(others)} goes on in the same Ray Serve" if others else "")
+    )
 
 
 def find(config: Config, address: str | None) -> Desk | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError
 from pipeline.stages import Job
 from pipeline.storage import Place
-from serve import deploy, stage
+from serve import deploy, release_stage, stage
 from serve.capacity import Rates
 
 
@@ -103,3 +104,18 @@ def test_only_the_endpoint_is_ended(ended: list[str]) -> None:
     assert "Serve" not in ended
     assert deploy.end() == []
     assert ended[-1] == "Serve"
+
+
+def test_stop_needs_no_desk_and_minds_no_second_one(
+    ended: list[str], monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(release_stage.cluster, "connect", lambda *_: None)
+    stop = partial(release_stage.run, Config(), release_stage.Wanted(stop=True), None, "head:6379")
+    stop()  # with two desks
+    assert said == ["serve: endpoint stopped; other goes on in the same Ray Serve"]
+    monkeypatch.setattr(deploy.desk, "names", list)
+    with pytest.raises(UserError, match="no endpoint runs on head:6379: there is nothing to stop"):
+        stop()
+    deploy.serve.status().applications.update(broadsheet=SimpleNamespace(deployments=[]))
+    stop()
+    assert ended[-1] == "broadsheet"
