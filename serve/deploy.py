@@ -110,6 +110,9 @@ def end(whole: bool = True) -> list[str]:
 
     Returns:
         The names of the other applications, which go on.
+
+    Raises:
+        WorkFailed: the endpoint does not end.
     """
     mine = ours()
     others = sorted(set(serve.status().applications) - set(mine))
@@ -117,7 +120,10 @@ def end(whole: bool = True) -> list[str]:
         shutdown()
         return []
     for name in mine:
-        serve.delete(name)
+        try:
+            serve.delete(name)
+        except TimeoutError:  # Ray waits for a minute
+            raise WorkFailed(f"{name} is still ending: look at 'serve status', and try again") from None
     desk.stop(*desk.names())
     endpoints.forget(ray.get_runtime_context().gcs_address)
     return others

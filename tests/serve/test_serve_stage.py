@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Config, ServeConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
 from pipeline.stages import Job
 from pipeline.storage import Place
 from serve import deploy, release_stage, stage
@@ -119,3 +119,13 @@ def test_stop_needs_no_desk_and_minds_no_second_one(
     deploy.serve.status().applications.update(broadsheet=SimpleNamespace(deployments=[]))
     stop()
     assert ended[-1] == "broadsheet"
+
+
+def test_an_endpoint_that_does_not_end(ended: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(name: str) -> None:
+        raise TimeoutError(name)
+
+    monkeypatch.setattr(deploy.serve, "delete", waits)
+    with pytest.raises(WorkFailed, match="broadsheet is still ending"):
+        deploy.end()
+    assert ended == []  # its desks are left for the next try
