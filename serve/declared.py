@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
 from pipeline.config import ServeConfig
+from pipeline.errors import UserError
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 from serve import desk, exposure
-from serve.app import application
+from serve.app import absolute, application
+from serve.cascade import lacking
 from serve.releases import Release, version_of
 
 
@@ -33,13 +35,24 @@ class Arguments(BaseModel):
 def endpoint(arguments: Arguments) -> Application:
     """Build the application; Ray Serve calls this on the cluster, anew whenever its configuration changes.
 
+    The desks of what it takes the place of go once a replica of the new application serves: until then, or if none ever
+    does, the old replicas keep theirs.
+
     Raises:
-        UserError: there is no checkpoint, or the endpoint would be open without having been asked to.
+        UserError: there is no checkpoint, or no cascade in it where one is asked for, the endpoint would be open
+            without having been asked to, or a latency goal is given.
     """
-    exposure.check(arguments.serve, joins=True)
+    section = absolute(arguments.serve)
+    if section.latency_goal_ms is not None:
+        raise UserError(
+            "serve.latency_goal_ms does nothing where the endpoint is declared, as nothing is measured: give the "
+            "serve.target_ongoing_requests, serve.max_queue and serve.batch_tokens that 'broadsheet serve RUN "
+            f"--set serve.latency_goal_ms={section.latency_goal_ms:g}' prints"
+        )
+    exposure.check(section, joins=True)
     folder = checkpoint.find(arguments.checkpoint)
+    if section.cascade and (lacks := lacking(folder)):
+        raise UserError(f"serve.cascade is on, and {lacks}; or leave serve.cascade off: the network answers all texts")
     release = Release(str(folder), version_of(Place.of(folder)))
-    before = desk.names()
-    own = desk.start(release, arguments.serve)
-    desk.stop(*before)  # replicas that are about to be replaced go on without
-    return application(release, arguments.serve, own)
+    own = desk.start(release, section, instead_of=desk.names())
+    return application(release, section, own)

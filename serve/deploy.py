@@ -60,7 +60,7 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     exposure.check(config.serve, joins=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     started_here = not _joined(config.serve)
-    before = desk.names()
+    before, ran = desk.names(), ours()
     if started_here:
         check_port(config.serve.host, config.serve.port)
         exposure.check_front(config.serve)
@@ -83,10 +83,50 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
             shutdown()
         elif own:  # what served before goes on, with its own desk
             desk.stop(own)
+            if NAME not in ran:
+                with contextlib.suppress(ray.exceptions.RayError, TimeoutError):  # there is a reason to tell already
+                    serve.delete(NAME)
         raise
     desk.stop(*before)
     endpoints.remember(config.serve.port, ray.get_runtime_context().gcs_address)
     return url
+
+
+def ours() -> list[str]:
+    """The applications of the connected cluster that are endpoints of Broadsheet; none where Serve does not run."""
+    return [name for name, app in serve.status().applications.items() if name == NAME or NAME in app.deployments]
+
+
+def runs() -> bool:
+    """Whether Serve runs on the connected cluster, with or without applications."""
+    return _controller() is not None
+
+
+def end(whole: bool = True) -> list[str]:
+    """End the endpoint, and every desk.
+
+    Args:
+        whole: whether to end Serve itself, too, where no other application is left.
+
+    Returns:
+        The names of the other applications, which go on.
+
+    Raises:
+        WorkFailed: the endpoint does not end.
+    """
+    mine = ours()
+    others = sorted(set(serve.status().applications) - set(mine))
+    if whole and not others:
+        shutdown()
+        return []
+    for name in mine:
+        try:
+            serve.delete(name)
+        except TimeoutError:  # Ray waits for a minute
+            raise WorkFailed(f"{name} is still ending: look at 'serve status', and try again") from None
+    desk.stop(*desk.names())
+    endpoints.forget(ray.get_runtime_context().gcs_address)
+    return others
 
 
 def shutdown(timeout_s: float = 10.0) -> None:
@@ -178,9 +218,7 @@ def _joined(config: ServeConfig) -> bool:
     Raises:
         UserError: it runs, but elsewhere.
     """
-    from ray.serve.context import _get_global_client  # private: tests/serve/test_serve_e2e.py watches it
-
-    running = _get_global_client(raise_if_no_controller_running=False)
+    running = _controller()
     if running is None:
         return False
     there, wanted = running.http_config, _listening(config)
@@ -190,6 +228,13 @@ def _joined(config: ServeConfig) -> bool:
             f"--port {there.port}, or stop it first with 'serve shutdown'"
         )
     return True
+
+
+def _controller() -> Any:
+    """Ray's client of the Serve that runs on the connected cluster; None if none does."""
+    from ray.serve.context import _get_global_client  # private: tests/serve/test_serve_e2e.py watches it
+
+    return _get_global_client(raise_if_no_controller_running=False)
 
 
 def in_a_replica(config: ServeConfig, timeout_s: float, work: Callable[..., T], *given: Any) -> T:
@@ -213,6 +258,24 @@ def in_a_replica(config: ServeConfig, timeout_s: float, work: Callable[..., T], 
         if ours is None:
             raise
         raise ours from e
+
+
+def taken(config: ServeConfig, within_s: float = 0.0) -> str | None:
+    """What a task with the CPUs of a replica lacks on the connected cluster now, in words; None if it can run.
+
+    Args:
+        config: the serve section.
+        within_s: how long to wait for what ended just now to give back what it had.
+    """
+    need = {"CPU": config.cpus_per_replica, "GPU": config.gpus_per_replica}
+    until = time.monotonic() + within_s
+    while True:
+        free = ray.available_resources()
+        lacking = [f"{free.get(kind, 0.0):g} {kind}s are free of the {count:g} that a replica needs"
+                   for kind, count in need.items() if free.get(kind, 0.0) < count]  # fmt: skip
+        if not lacking or time.monotonic() >= until:
+            return "; ".join(lacking) or None
+        time.sleep(0.5)
 
 
 def check_room(config: ServeConfig, has: Resources) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,9 +71,13 @@ class Desk:
         release: what the deployment serves.
         config: its configuration.
         restarted: whether this desk has forgotten what it knew.
+        up: called in a thread, once, when the first replica serves.
     """
 
-    def __init__(self, release: Release, config: ServeConfig, restarted: bool = False) -> None:
+    def __init__(
+        self, release: Release, config: ServeConfig, restarted: bool = False, up: Callable[[], None] | None = None
+    ) -> None:
+        self._up = up
         self._lineup = self._proven = Lineup(release)
         self._config = config
         self._reports: dict[str, Report] = {}
@@ -92,6 +97,9 @@ class Desk:
             wait_s: how long to wait for a newer lineup.
         """
         self._take(report)
+        if report.known is not None and self._up is not None:
+            up, self._up = self._up, None
+            await asyncio.to_thread(up)
         if report.known is None:
             await self._recalled()
             return self._proven
@@ -147,17 +155,28 @@ class Desk:
 
 
 class _Actor(Desk):
-    def __init__(self, release: Release, config: ServeConfig) -> None:
-        super().__init__(release, config, ray.get_runtime_context().was_current_actor_reconstructed)
+    def __init__(self, release: Release, config: ServeConfig, instead_of: Sequence[str]) -> None:
+        super().__init__(
+            release, config, ray.get_runtime_context().was_current_actor_reconstructed, lambda: stop(*instead_of)
+        )
 
 
-def start(release: Release, config: ServeConfig, resources: dict[str, float] | None = None) -> str:
-    """Start a desk for a deployment; returns its name. It outlives this process, and is ended by ``stop``."""
+def start(
+    release: Release, config: ServeConfig, resources: dict[str, float] | None = None, instead_of: Sequence[str] = ()
+) -> str:
+    """Start a desk for a deployment; returns its name. It outlives this process, and is ended by ``stop``.
+
+    Args:
+        release: what the deployment serves.
+        config: its configuration.
+        resources: that the actor asks for.
+        instead_of: desks that it ends once a replica of its own serves.
+    """
     name = PREFIX + uuid.uuid4().hex[:12]
     options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
     if resources:
         options["resources"] = resources
-    ray.remote(_Actor).options(**options, max_restarts=-1, max_task_retries=0).remote(release, config)
+    ray.remote(_Actor).options(**options, max_restarts=-1, max_task_retries=0).remote(release, config, instead_of)
     return name
 
 

@@ -24,6 +24,7 @@ BACK_S = 60.0  # for them to be back at the old one
 CHECK_S = 300.0  # for a checkpoint to be loaded and checked before replicas hear of it
 DESK_S = 30.0
 EVERY_S = 0.2
+WAKES = 3  # a proxy may give up on a request before the replica that it woke is there
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,18 @@ def run(config: Config, wanted: Wanted, where: str | None, address: str | None) 
             "--stop ends an endpoint on a cluster: name it with --address; one that runs in a terminal ends with Ctrl-C"
         )
     share = None if wanted.canary is None else releases.parse_share(wanted.canary)
-    desk = _desk(config, address)
     if wanted.stop:
-        from serve import deploy
-
-        deploy.shutdown()
-        console.say("serve", "endpoint stopped")
+        _stop(config, address)
         return
+    desk = _desk(config, address)
     if wanted.status:
         from serve import status
 
         status.show(desk.state())
         return
     state = desk.state()
+    if not state.reports and state.config.min_replicas == 0:
+        state = _woken(desk, state.config)
     if not state.reports:
         raise WorkFailed("no replica of the endpoint has said anything for a while: try again, or start it anew")
     now: Lineup = state.lineup
@@ -155,6 +155,23 @@ def _desk(config: Config, address: str | None) -> Desk:
     return found
 
 
+def _stop(config: Config, address: str | None) -> None:
+    """End the endpoint on a cluster, whatever is left of it; Serve, too, unless it has other applications.
+
+    Raises:
+        UserError: nothing is left of one, or no cluster answers.
+    """
+    from serve import deploy, desk
+
+    cluster.connect(address or os.environ.get("RAY_ADDRESS"))
+    if not (deploy.ours() or desk.names()):
+        raise UserError(f"{nowhere(config, address)}: there is nothing to stop")
+    others = deploy.end()
+    console.say(
+        "serve", "endpoint stopped" + (f"; {', '.join(others)} goes on in the same Ray Serve" if others else "")
+    )
+
+
 def find(config: Config, address: str | None) -> Desk | None:
     """The desk of the endpoint that runs on ``serve.port`` of this machine, or on the cluster; None if none does.
 
@@ -184,6 +201,45 @@ def find(config: Config, address: str | None) -> Desk | None:
         return Desk(ray.get_actor(found[0], desk.NAMESPACE))
     except (IndexError, ValueError):
         return None
+
+
+def _woken(desk: Desk, config: ServeConfig) -> Any:
+    """Have an endpoint that keeps no replica start one; returns what the desk knows then.
+
+    Raises:
+        WorkFailed: none came up.
+    """
+    console.say("update", "no replica runs (serve.min_replicas=0): waking one")
+    until = time.monotonic() + WAIT_S
+    _wake(config)
+    while True:
+        state = desk.state()
+        if any(report.known is not None for report in state.reports.values()) or time.monotonic() > until:
+            return state
+        time.sleep(EVERY_S)
+
+
+def _wake(config: ServeConfig) -> None:
+    """Ask the endpoint whether it is ready, which makes Ray Serve start a replica where none runs.
+
+    Raises:
+        WorkFailed: it did not answer.
+    """
+    from serve import client, deploy, tls
+
+    url = deploy.base_url(config)
+    context = tls.trusting(config.tls_cert) if config.tls_cert else None
+    for left in reversed(range(WAKES)):
+        try:
+            client.request(f"{url}/ready", timeout=WAIT_S, context=context)
+            return
+        except WorkFailed as e:
+            if not left:
+                raise WorkFailed(
+                    f"no replica runs (serve.min_replicas=0), and none could be woken: {e}; send it a request, "
+                    "and try again"
+                ) from e
+            time.sleep(EVERY_S)
 
 
 def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release], Lineup]) -> Release:
@@ -232,11 +288,9 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
     import ray
 
     from serve.app import load_model
-    from serve.deploy import in_a_replica
+    from serve.deploy import in_a_replica, taken
 
-    free = ray.available_resources()
-    need = {"CPU": config.cpus_per_replica, "GPU": config.gpus_per_replica}
-    if any(free.get(kind, 0.0) < count for kind, count in need.items()):
+    if taken(config):
         console.say("update", "no CPU is free to check the checkpoint before: the replicas check it while they serve")
         return None
     console.say("update", f"checking {folder}")
@@ -293,6 +347,8 @@ def _wait(desk: Desk, lineup: Lineup, there: set[str], seconds: float) -> None:
         if state.lineup.generation > lineup.generation:
             raise WorkFailed("another command has changed the models meanwhile: look at --status")
         reports = state.reports.values()
+        if not reports and state.config.min_replicas == 0:  # the last one went while the checkpoint was checked
+            _wake(state.config)
         for report in reports:
             if report.state == "failed" and report.known.generation == lineup.generation:
                 raise WorkFailed(f"a replica refused: {report.reason}")

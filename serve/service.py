@@ -192,6 +192,7 @@ class Service:
                 raise TooLong(index, tokens, self.engine.max_tokens)
             read_s = time.monotonic() - start
             left = encoded.ids if settled is None else settled.left(encoded.ids)
+            self.batcher.keep(room, len(left))  # what is settled holds no place that another request could have
             answer = await self.batcher.submit(left, room, deadline)
         cut_texts = sum(encoded.truncated)
         if settled is None:

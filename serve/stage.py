@@ -22,6 +22,8 @@ from serve import client, exposure, haproxy, haproxy_processes, tls
 if TYPE_CHECKING:
     from pipeline.stages import Job
 
+FREED_S = 10.0  # until the CPUs of a training that has ended are free, as Ray sees it
+
 
 def before_connecting(config: Config, address: str | None, asks: bool = True) -> None:
     """Set what Ray must find in the environment when it starts; refuse a port that is taken, and what would be open
@@ -118,7 +120,10 @@ def export(config: Config, where: str | None) -> None:
 
 
 def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
-    """Serve the job's checkpoint, classify two texts through HTTP, print the answers, and stop (or stay)."""
+    """Serve the job's checkpoint, classify two texts through HTTP, print the answers, and stop (or stay).
+
+    An endpoint that a cluster keeps already is left alone, and a line says how it takes on the checkpoint.
+    """
     from pipeline import stages
     from serve import deploy
 
@@ -126,13 +131,22 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
     has = cluster.connect(address)
     if not cluster.is_named(address):
         deploy.check_room(job.config.serve, has)
+    joins = deploy.runs()
+    if joins and deploy.ours():
+        update = f"{_command(job.config, address)} --update {shlex.quote(str(job.run))}"
+        console.warn(
+            "serve", f"the cluster keeps an endpoint already, and it stays as it is. To replace its model: {update}"
+        )
+        console.say("done", f"everything is under {job.run}")
+        console.say("next", f"open {job.run}/report/index.html")
+        return
     began = time.monotonic()
     config = job.config
     if not keep_serving and config.serve.engine == "auto":  # two texts are not worth measuring engines
         config = config.updated({"serve.engine": "torch"})
     if config.serve.cascade and (lacks := _cascade(job.checkpoint)):  # all else that this command was for is done
         console.warn("serve", f"{lacks}; the network answers all texts")
-    url = _deploy(job.checkpoint, config)
+    url = _deploy(job.checkpoint, config, strict=False)
     stays = False
     try:
         texts = stages.two_texts(job)
@@ -151,7 +165,7 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
             _wait_and_stop(stop=False)
     finally:
         if not stays:
-            deploy.shutdown()
+            deploy.end(whole=not joins)
     console.say("serve", "endpoint stopped")
     if not keep_serving:
         console.say("done", f"everything is under {job.run}")
@@ -170,11 +184,17 @@ def _cascade(found: Place) -> str | None:
     return lacks
 
 
-def _deploy(checkpoint: Place, config: Config) -> str:
+def _deploy(checkpoint: Place, config: Config, strict: bool = True) -> str:
+    """Deploy and say what serves; ``strict``: a latency goal that nothing can be measured for is an error."""
     from serve import deploy
 
     if config.serve.latency_goal_ms:
-        config = _for_goal(config.serve.latency_goal_ms, checkpoint, config)
+        try:
+            config = _for_goal(config.serve.latency_goal_ms, checkpoint, config)
+        except (UserError, WorkFailed) as e:
+            if strict:
+                raise
+            console.warn("serve", f"{e}. What is configured is kept")
     url = deploy.deploy(str(checkpoint), config)
     s = config.serve
     console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
@@ -193,6 +213,9 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
     from pipeline.config import ServeConfig
     from serve import capacity, deploy
 
+    if lacks := deploy.taken(config.serve, FREED_S):
+        console.warn("serve", f"serve.latency_goal_ms: nothing is measured, as {lacks}. What is configured is kept")
+        return config
     console.say("serve", "measuring what a replica does")
     try:
         rates, max_tokens = deploy.in_a_replica(
@@ -203,6 +226,8 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
     knobs = capacity.derive(goal_ms, rates, config.serve, max_tokens)
     for line in capacity.lines(goal_ms, rates, knobs):
         console.say("serve", line)
+    if config.serve.cascade:
+        console.say("serve", "that is the network alone: texts that the cascade's linear model answers take less")
     if not knobs.reachable:
         console.warn("serve", f"no number of replicas meets the goal: a text alone takes {rates.single_ms:.1f} ms")
     changes = {}
@@ -216,9 +241,14 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
 
 def _say_it_stays(config: Config, address: str | None) -> None:
     """How to come back to an endpoint that the cluster keeps."""
-    where = f"broadsheet serve{'' if config.serve.port == 8000 else f' --port {config.serve.port}'} --address "
-    where += address or "auto"  # RAY_ADDRESS is the job's own affair
+    where = _command(config, address)
     console.say("next", f"the cluster keeps the endpoint: {where} --status, --update RUN, --rollback, --stop")
+
+
+def _command(config: Config, address: str | None) -> str:
+    """What to type for an endpoint on a cluster, up to what it should do. RAY_ADDRESS is the job's own affair."""
+    port = "" if config.serve.port == 8000 else f" --port {config.serve.port}"
+    return f"broadsheet serve{port} --address {address or 'auto'}"
 
 
 def _wait_and_stop(stop: bool = True) -> None:

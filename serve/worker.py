@@ -154,6 +154,12 @@ class Batcher:
             with self._wake:
                 self._queue.release(room.left)
 
+    def keep(self, room: Room, count: int) -> None:
+        """Give back all places of ``room`` but ``count``: the other texts do not come to the model."""
+        with self._wake:
+            self._queue.release(room.left - count)
+            room.left = count
+
     async def submit(
         self, ids: Sequence[np.ndarray], room: Room | None = None, deadline: float | None = None
     ) -> Answer:

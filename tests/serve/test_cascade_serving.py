@@ -132,6 +132,27 @@ def test_what_is_settled_never_waits_for_the_network() -> None:
     asyncio.run(inside())
 
 
+def test_what_is_settled_gives_its_places_back_at_once() -> None:
+    async def inside() -> None:
+        engine = FakeEngine()
+        config = CONFIG.model_copy(update={"max_queue": 4})
+        service = Service(engine, config, cascade=Cascade(Linear(), 0.9, shares_tokens=False))
+        await service.start()
+        engine.gate.clear()
+        first = asyncio.create_task(service.classify(["sport", "x sport", "y sport", "z sport"]))
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(service.classify(["sport", "business", "science"]))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        engine.gate.set()
+        assert [(await task).by_linear for task in (first, second)] == [3, 0]
+        with service.batcher.room(4):
+            pass
+        service.stop()
+
+    asyncio.run(inside())
+
+
 def texts_and_labels(rows: int, seed: int) -> tuple[list[str], np.ndarray]:
     generator = np.random.default_rng(seed)
     labels = np.arange(rows) % len(LABELS)

@@ -150,3 +150,16 @@ def test_a_silent_replica_is_lost_and_one_that_takes_its_leave_is_not(monkeypatc
         assert not (await desk.state()).lost
 
     asyncio.run(inside())
+
+
+def test_desks_that_it_replaces_go_once_a_replica_serves() -> None:
+    async def inside() -> None:
+        gone: list[int] = []
+        desk = Desk(A, ServeConfig(), up=lambda: gone.append(1))
+        first = await desk.exchange(Report("one"), 0)  # starts
+        assert gone == []
+        for replica in ("one", "two"):
+            await desk.exchange(Report(replica, first, state="serving"), 0)
+        assert gone == [1]
+
+    asyncio.run(inside())

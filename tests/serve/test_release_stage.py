@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import Config, ServeConfig
-from pipeline.errors import UserError
-from serve import endpoints, status
+from pipeline.errors import UserError, WorkFailed
+from serve import client, endpoints, release_stage, status
 from serve.desk import Report, State
 from serve.release_stage import Wanted, run
 from serve.releases import Lineup, Release
@@ -78,3 +78,44 @@ def test_models_side_by_side(capsys: pytest.CaptureFixture[str], monkeypatch: py
         "serve 2 of 3 replicas serve change 4; counts since then:", "serve warning: replica r3: failed no room",
     ):  # fmt: skip
         assert row.split() in lines, row
+
+
+class Asleep:
+    """The desk of an endpoint without replicas; ``wake`` starts one, which leaves again whenever it was updated."""
+
+    def __init__(self, min_replicas: int) -> None:
+        self.config = ServeConfig(min_replicas=min_replicas, port=8123)
+        self.lineup = Lineup(B, 4, previous=A)
+        self.awake, self.asked = False, list[str]()
+
+    def state(self) -> State:
+        report = Report("r1", self.lineup, self.lineup.generation, "serving")
+        return State(self.lineup, self.config, {"r1": report} if self.awake else {}, frozenset())
+
+    def put(self, lineup: Lineup) -> bool:
+        self.lineup, self.awake = lineup, False
+        return True
+
+    def wake(self, url: str, **_: object) -> None:
+        self.asked.append(url)
+        self.awake = True
+
+
+def test_an_endpoint_that_sleeps_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Asleep(min_replicas=0)
+    monkeypatch.setattr(release_stage, "_desk", lambda *_: desk)
+    monkeypatch.setattr(client, "request", desk.wake)
+    run(Config(), Wanted(rollback=True), None, None)
+    assert desk.lineup.stable == A
+    assert desk.asked == ["http://127.0.0.1:8123/ready"] * 2  # once to know what is there, once more for the change
+
+    def refuses(url: str, **_: object) -> None:
+        raise WorkFailed(f"{url} did not answer: refused")
+
+    desk.awake = False
+    monkeypatch.setattr(client, "request", refuses)
+    with pytest.raises(WorkFailed, match=r"none could be woken: http://127.0.0.1:8123/ready did not answer"):
+        run(Config(), Wanted(rollback=True), None, None)
+    desk = Asleep(min_replicas=1)
+    with pytest.raises(WorkFailed, match="no replica of the endpoint has said anything"):
+        run(Config(), Wanted(rollback=True), None, None)
