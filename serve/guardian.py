@@ -63,15 +63,20 @@ def make_way(arguments: Sequence[str]) -> None:
     Args:
         arguments: of the HAProxy that starts.
     """
-    file = arguments[arguments.index("-f") + 1]
-    known = set(arguments[arguments.index("-sf") + 1 :]) if "-sf" in arguments else set()
-    others = [pid for pid, _ in haproxy_processes.running(file) if str(pid) not in known]
-    for pid in others:
+    leaving = others(arguments)
+    for pid in leaving:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGUSR1)
     until = time.monotonic() + LEAVE_S
-    while any(map(haproxy_processes.listens, others)) and time.monotonic() < until:
+    while any(map(haproxy_processes.listens, leaving)) and time.monotonic() < until:
         time.sleep(0.01)
+
+
+def others(arguments: Sequence[str]) -> list[int]:
+    """Processes that serve the configuration of these arguments and are not named in them (``-sf``)."""
+    file = arguments[arguments.index("-f") + 1]
+    known = set(arguments[arguments.index("-sf") + 1 :]) if "-sf" in arguments else set()
+    return [pid for pid, _ in haproxy_processes.running(file) if str(pid) not in known]
 
 
 def _look_after(own: int, actor: int, raylet: int, command: list[str]) -> None:
@@ -82,8 +87,8 @@ def _look_after(own: int, actor: int, raylet: int, command: list[str]) -> None:
         haproxy.end()
         return
     select.select([manager.handle], [], [], SHUTDOWN_S)
-    others = [pid for pid, _ in haproxy_processes.running(file)]
-    if not manager or any(map(haproxy_processes.listens, others)):  # Serve is shut down; or it made way for the next
+    rest = [pid for pid, _ in haproxy_processes.running(file)]
+    if not manager or any(map(haproxy_processes.listens, rest)):  # Serve is shut down; or it made way for the next
         return
     with open(file + STAND_IN + ".lock", "w") as lock, contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two may have been killed at once

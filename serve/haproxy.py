@@ -204,6 +204,22 @@ def own_front(config_text: str, front: Front, pem: Path | None) -> str:
     return text
 
 
+def with_servers(config_text: str, last: Path, takes_over: bool) -> str:
+    """The configuration, or the last one that had replicas in it, where this one has none yet and takes the place of
+    one that has: Ray's actor, started anew, hears of them a moment later, and then loads its configuration again.
+
+    Args:
+        config_text: as it will be served.
+        last: where the last one with replicas is kept.
+        takes_over: whether another process serves the front end now.
+    """
+    if re.search(r"^\s+server \S+ \S+:\d+ check\b", config_text, re.MULTILINE):
+        last.write_text(config_text)
+    elif takes_over and last.exists():
+        return last.read_text()
+    return config_text
+
+
 def unavailable() -> bytes:
     """The whole HTTP response while no replica can be reached."""
     body = b'{"error":"no replica can be reached; try again","error_type":"unavailable"}'
@@ -221,6 +237,7 @@ def main() -> None:
             text = patient(loopback_admin(path.read_text()))
             if (ours := front()) is not None:
                 text = own_front(text, ours, _certificate(ours, path.with_name(PEM)))
+            text = with_servers(text, path.with_name(path.name + ".last"), bool(guardian.others(args)))
         except (OSError, ValueError) as e:
             raise SystemExit(f"{SCRIPT}: {path}: {e}") from None
         fresh = path.with_name(path.name + ".private")

@@ -45,10 +45,10 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 class Node:
     """A raylet with an actor with an HAProxy."""
 
-    def __init__(self, folder: Path, script: Path, ports: tuple[int, int, int]) -> None:
+    def __init__(self, folder: Path, script: Path, ports: tuple[int, int, int], applications: int = 1) -> None:
         self.ports, self.port = ports, ports[0]
         before = haproxy_processes.running(str(folder / "haproxy.cfg"))
-        self.render = lambda: rendered(folder, "127.0.0.1", *ports)
+        self.render = lambda: rendered(folder, "127.0.0.1", *ports, applications)
         self.file = self.render()
         self.process = subprocess.Popen(
             [sys.executable, "-c", RAYLET, ACTOR, str(script), "-db", "-f", str(self.file), "-dR"],
@@ -132,17 +132,32 @@ def test_one_that_made_way_has_no_stand_in(node: Node) -> None:
     until(lambda: node.answers)
 
 
-def test_one_whose_actor_died_makes_way_for_that_of_the_next(node: Node, haproxy_script: Path) -> None:
+@pytest.mark.parametrize("knows_replicas", [True, False])
+def test_one_whose_actor_died_makes_way_for_that_of_the_next(
+    node: Node, haproxy_script: Path, knows_replicas: bool
+) -> None:
     os.kill(node.actor, signal.SIGKILL)
     time.sleep(0.5)
     assert node.answers
-    second = Node(node.file.parent, haproxy_script, node.ports)
+    second = Node(node.file.parent, haproxy_script, node.ports, int(knows_replicas))
     try:
         until(lambda: node.haproxy not in dict(haproxy_processes.running(str(node.file))))
         assert node.listening == [second.haproxy]
         assert node.answers
+        assert "server one 127.0.0.1:1 check" in node.file.read_text()  # of its own, or of the one before
     finally:
         second.end()
+
+
+def test_the_first_one_of_all_has_no_replicas(tmp_path: Path, haproxy_script: Path) -> None:
+    from conftest import unused_port
+
+    node = Node(tmp_path, haproxy_script, (unused_port(), unused_port(), unused_port()), 0)
+    try:
+        assert "server one" not in node.file.read_text()
+    finally:
+        node.end()
+        until(lambda: not haproxy_processes.running(str(node.file)))
 
 
 def test_the_end_of_the_node_frees_the_port(node: Node) -> None:

