@@ -79,7 +79,7 @@ class Load:
 
     def recovery_s(self, faults: Sequence[float]) -> float:
         """The longest time from a fault to the end of the last failure between it and the next one; 0 without any."""
-        ends = [*faults[1:], float("inf")]
+        ends = [*faults[1:], float("inf")][: len(faults)]
         return round(
             max(
                 (a.ended - at for at, end in zip(faults, ends, strict=True) for a in self.answers
