@@ -246,7 +246,7 @@ def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Pre
 
 
 def test_data_of_another_tokenizer_is_refused(done: stages.Job, config: Config, tmp_path: Path) -> None:
-    smaller, _ = preparation.prepare(config.updated({"model.vocab_size": 150}), done.model, None)
+    smaller, _ = preparation.prepare(config.updated({"model.vocab_size": 100}), done.model, None)
     assert done.checkpoint is not None
     with pytest.raises(UserError, match="tokenized with another tokenizer"):
         evaluation.evaluate(done.checkpoint, smaller, Place.of(tmp_path / "out"))

@@ -26,6 +26,7 @@ from pipeline.evaluate.evidence import Evidence
 from pipeline.storage import Place
 from serve import keys, playground
 from serve.api import build_api
+from serve.sealed import sealed
 
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 TRICK = '<img src=x onerror="document.title=1">'
@@ -49,9 +50,8 @@ def test_a_browser_gets_the_page_and_everyone_else_json() -> None:
 
 
 def test_the_page_is_alone_and_may_do_little() -> None:
-    body, headers = playground.page()
-    text = body.decode()
-    policy = headers["content-security-policy"]
+    text = playground.page()
+    policy = sealed(text).headers["content-security-policy"]
     (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}';" in policy
