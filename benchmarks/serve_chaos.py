@@ -180,13 +180,18 @@ def main() -> None:
     share = (os.cpu_count() or 1) / arguments.replicas
     replicas = [f"serve.min_replicas={arguments.replicas}", f"serve.max_replicas={arguments.replicas}"]
     replicas.append(f"serve.cpus_per_replica={share:g}")
+    wanted = arguments.faults.split(",")
     runs: list[dict[str, Any]] = []
+    if arguments.out.exists():  # a sitting with some of the faults keeps what others found, each with its commit
+        before = json.loads(arguments.out.read_text())
+        runs = [run for run in before["runs"] if run["fault"] not in wanted and before["quick"] == arguments.quick]
+    made = machine()
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = Path(temporary)
         found = arguments.checkpoint or trained(folder / "runs", "lstm")
         other = twin(Path(str(checkpoints.find(found))), folder / "twin")
         peak = 0.0
-        for fault in arguments.faults.split(","):
+        for fault in wanted:
             endpoint = Endpoint(found, folder / f"{fault}.log", [*replicas, *arguments.set])
             with serving(endpoint):
                 classify = f"{URL}/v1/classify"
@@ -195,7 +200,8 @@ def main() -> None:
                     peak = asyncio.run(closed(classify, texts, 32, 5 if arguments.quick else 15))
                     print(f"peak {peak} requests/s", flush=True)
                 rate = peak * 10 if fault == "overload" else peak / 4
-                runs.append(asyncio.run(under(fault, endpoint, other, texts, rate, count)))
+                found_out = asyncio.run(under(fault, endpoint, other, texts, rate, count))
+                runs.append({**found_out, "peak_per_s": peak, "date": made["date"], "commit": made["commit"]})
                 print(runs[-1], flush=True)
         grown = {}
         if not (arguments.quick or arguments.no_memory):
@@ -213,13 +219,13 @@ def main() -> None:
             ratios[f"recovery_s_{run['fault']}"] = run["recovery_s"]
         if run["fault"] == "overload":
             ratios |= {
-                "goodput_overload": round(run["goodput"] / peak, 3),
+                "goodput_overload": round(run["goodput"] / run["peak_per_s"], 3),
                 "p99_s_overload": (run["p99_ms"] or 0) / 1e3,
             }
     if grown:
         ratios["memory_growth"] = round(sum(grown["after_mb"]) / sum(grown["before_mb"]), 3)
     facts = {"quick": arguments.quick, "checkpoint": arguments.checkpoint or "lstm", "replicas": arguments.replicas}
-    write({**machine(), **facts, "peak_per_s": peak, "runs": runs, "memory": grown, "ratios": ratios}, arguments.out)
+    write({**made, **facts, "runs": runs, "memory": grown, "ratios": ratios}, arguments.out)
 
 
 if __name__ == "__main__":

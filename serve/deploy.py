@@ -138,7 +138,7 @@ def shutdown(timeout_s: float = 10.0) -> None:
     endpoints.forget(ray.get_runtime_context().gcs_address)
     Path(config_file).with_name(haproxy.PEM).unlink(missing_ok=True)
     until = time.monotonic() + timeout_s  # one that dies may leave a stand-in for a moment
-    while left := haproxy_processes.running(config_file):
+    while (left := haproxy_processes.running(config_file)) and time.monotonic() < until + 5:
         for pid, _ in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)

@@ -21,6 +21,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,12 +47,13 @@ def watch(command: Sequence[str]) -> None:
     raylet = haproxy_processes.parent(actor)
     if not hasattr(os, "pidfd_open") or actor <= 1 or raylet <= 1 or os.fork():
         return
-    code = 1
-    with contextlib.suppress(BaseException):
+    try:
         os.setsid()  # a Ctrl-C in the terminal is for others
         _look_after(own, actor, raylet, list(command))
-        code = 0
-    os._exit(code)
+    except BaseException as e:  # nothing of this may return into the program that was forked
+        print(f"broadsheet-haproxy: HAProxy {own} is not looked after any more: {e!r}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
 
 
 def make_way(arguments: Sequence[str]) -> None:
