@@ -49,9 +49,15 @@ class Answer:
 
 @dataclass
 class Load:
-    """All answers of a load, in the order in which they ended."""
+    """All answers of a load, in the order in which they ended.
+
+    Attributes:
+        answers: of requests that are over.
+        offered: requests that left per second; less than was wanted where this process could not make more.
+    """
 
     answers: list[Answer] = field(default_factory=list)
+    offered: float = 0.0
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -129,6 +135,7 @@ async def steady(url: str, texts: Sequence[str], rate: float, count: int, load: 
             task = asyncio.create_task(_ask(session, url, text, due, load))
             waiting.add(task)
             task.add_done_callback(waiting.discard)
+            load.offered = round((i + 1) / max(1e-9, time.monotonic() - began), 1)
         while waiting:
             await asyncio.wait(waiting)
 

@@ -145,7 +145,8 @@ async def under(
     strike: Callable[[], Awaitable[None]] = getattr(fire, fault)
     await asyncio.gather(steady(f"{URL}/v1/classify", texts, rate, count, load), strike())
     return {
-        "fault": fault, "rate": round(rate, 1), "requests": len(load.answers), "failed": load.failed,
+        "fault": fault, "rate": round(rate, 1), "offered": load.offered,
+        "requests": len(load.answers), "failed": load.failed,
         "outcomes": load.outcomes, "faults": len(fire.at), "recovery_s": load.recovery_s(fire.at), "others": fire.seen,
         "p50_ms": load.latency_ms(0.5), "p99_ms": load.latency_ms(0.99), "goodput": load.goodput,
     }  # fmt: skip

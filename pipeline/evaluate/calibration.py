@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from pipeline.evaluate import metrics
@@ -48,6 +47,8 @@ def fit_temperature(labels: Ints, logits: Floats) -> float:
         labels: true class ids, [rows].
         logits: at temperature 1, [rows, classes].
     """
+    from scipy.optimize import minimize_scalar  # here: whoever only applies a temperature need not wait for it
+
     rows = np.arange(len(labels))
 
     def loss(inverse: float) -> float:

@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.evaluate import calibration, golden, metrics
-from pipeline.evaluate.baseline import Baseline
+
+if TYPE_CHECKING:  # see cascade_folder
+    from pipeline.evaluate.baseline import Baseline
 
 BOUND = 0.001  # by which accuracy may fall
 SURE = 1.645  # standard errors: 95%, one-sided

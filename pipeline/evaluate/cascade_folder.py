@@ -11,18 +11,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from pipeline.data import tokenize
 from pipeline.errors import UserError
-from pipeline.evaluate.baseline import Baseline
 from pipeline.evaluate.cascade import Record
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place, local_folder, put_folder
 from pipeline.train import checkpoint
+
+if TYPE_CHECKING:  # it fits models, with all that this takes: a replica that serves one does without
+    from pipeline.evaluate.baseline import Baseline
 
 FOLDER = "cascade"
 FILE = "cascade.json"

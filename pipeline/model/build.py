@@ -1,11 +1,12 @@
 """Make the initial model of a run, and load any checkpoint: the one interface that all models meet.
 
-A model is a ``transformers`` sequence classifier: ``model(input_ids, attention_mask).logits``. Only safetensors
-are read, and no code that lies beside the weights is run.
+A model has the shape of a ``transformers`` sequence classifier: ``model(input_ids, attention_mask).logits``. Only
+safetensors are read, and no code that lies beside the weights is run.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +14,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification
-from transformers.utils import logging as transformers_logging
 
 from pipeline.config import Config
 from pipeline.errors import UserError, first_line
 from pipeline.model.first_token import last_layer_of_one_token
-from pipeline.model.linear import LinearConfig
+from pipeline.model.linear import LinearForSequenceClassification
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
+from pipeline.model.scratch import CONFIG, ScratchNetwork
 from pipeline.model.source import ModelSource
 
 LSTM_DROPOUT = 0.3
+SCRATCH: dict[str, type[ScratchNetwork]] = {
+    network.config_class.model_type: network
+    for network in (LinearForSequenceClassification, LstmForSequenceClassification)
+}
 
 
 def quiet() -> None:
     """No log lines and progress bars of ``transformers``."""
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
@@ -52,7 +58,6 @@ def initial(
     Raises:
         UserError: the folder's model cannot classify sequences.
     """
-    quiet()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # LAPACK's orthogonal matrices differ with the number of threads, and so would weights
     try:
@@ -66,18 +71,26 @@ def _initial(
     config: Config, source: ModelSource, labels: Sequence[str], vocab_size: int, pad_id: int
 ) -> torch.nn.Module:
     names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
-    names["problem_type"] = "single_label_classification"
     model = config.model
+    dropout = LSTM_DROPOUT if model.dropout is None else model.dropout
+    lstm = {"dropout": dropout, "token_dropout": model.token_dropout, **names}
     if source.folder is None:
         return LstmForSequenceClassification(
             LstmConfig(
                 vocab_size=vocab_size, embedding_dim=model.embedding_dim, hidden=model.hidden,
-                bidirectional=model.bidirectional, pooling=model.pooling, pad_token_id=pad_id,
-                dropout=LSTM_DROPOUT if model.dropout is None else model.dropout, token_dropout=model.token_dropout,
-                **names,
+                bidirectional=model.bidirectional, pooling=model.pooling, pad_token_id=pad_id, **lstm,
             )
         )  # fmt: skip
     try:
+        own = _scratch(source.folder)
+        if own is LinearForSequenceClassification:
+            raise UserError(f"model '{model.name}' is a linear model, which is fitted anew: use --model linear")
+        if own is not None:
+            return own.from_pretrained(source.folder, **lstm).train()
+        names["problem_type"] = "single_label_classification"
+        quiet()
+        from transformers import AutoConfig
+
         network_config = AutoConfig.from_pretrained(source.folder, **names)
         dropout = 0.0 if model.dropout is None else model.dropout
         for key in vars(network_config):
@@ -91,7 +104,7 @@ def _initial(
                 f"model.max_tokens is {config.model.max_tokens}, but this model reads at most {limit} tokens"
             )
         return _load(source.folder, network_config)
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as e:
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError, SafetensorError) as e:
         first = first_line(e)
         raise UserError(f"model '{config.model.name}': cannot be loaded as a sequence classifier: {first}") from e
 
@@ -102,23 +115,33 @@ def load(folder: str | Path) -> Any:
     Raises:
         UserError: the weights cannot be read.
     """
-    quiet()
+    folder = Path(folder)
     try:
-        return _load(Path(folder), AutoConfig.from_pretrained(folder)).eval()
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as e:
+        # ``transformers`` takes longer to import than such a network to load: a replica of one does without.
+        if own := _scratch(folder):
+            return own.from_pretrained(folder)
+        quiet()
+        from transformers import AutoConfig
+
+        return _load(folder, AutoConfig.from_pretrained(folder)).eval()
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError, SafetensorError) as e:
         first = first_line(e)
         raise UserError(f"{folder}: the checkpoint's network cannot be loaded: {first}") from e
 
 
+def _scratch(folder: Path) -> type[ScratchNetwork] | None:
+    """Which of our own networks a folder holds, if it is one."""
+    return SCRATCH.get(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"])
+
+
 def _load(folder: Path, network_config: Any) -> Any:
-    options: dict[str, Any] = {}
-    if not isinstance(network_config, (LstmConfig, LinearConfig)):
-        options["attn_implementation"] = attention()
+    from transformers import AutoModelForSequenceClassification
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, config=network_config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            ignore_mismatched_sizes=True, **options,
+            ignore_mismatched_sizes=True, attn_implementation=attention(),
         )  # fmt: skip
     last_layer_of_one_token(model)
     return model

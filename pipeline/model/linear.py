@@ -1,7 +1,7 @@
 """The linear model: TF-IDF of hashed token n-grams, and one weight per n-gram and label.
 
-It is a ``transformers`` model like any other, so that whatever evaluates, predicts and serves needs no special case:
-n-grams are read off ``input_ids``. Training (``pipeline.train.linear``) and ``forward`` share ``ngrams``, ``weighed``.
+It has the shape of any other model, so that whatever evaluates, predicts and serves needs no special case: n-grams are
+read off ``input_ids``. Training (``pipeline.train.linear``) and ``forward`` share ``ngrams``, ``weighed``.
 
 A row is the vector ``(1 + ln count) * idf`` over its known n-grams, scaled to length 1, with
 ``idf = ln((1 + rows) / (1 + rows with it)) + 1`` (scikit-learn's ``TfidfTransformer(sublinear_tf=True)``). An n-gram is
@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+
+from pipeline.model.scratch import Output, ScratchConfig, ScratchNetwork
 
 # SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); torch has signed 64-bit integers, whose products wrap around.
 _GAMMA, _M1, _M2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-class LinearConfig(PretrainedConfig):
+class LinearConfig(ScratchConfig):
     """Sizes of the model.
 
     Args:
@@ -41,27 +41,22 @@ class LinearConfig(PretrainedConfig):
         self.excluded = list(excluded)
 
 
-class LinearForSequenceClassification(PreTrainedModel):
+class LinearForSequenceClassification(ScratchNetwork):
     """Token n-grams -> TF-IDF -> logits."""
 
     config_class = LinearConfig
-    base_model_prefix = "linear"
     hashes: Tensor
     idf: Tensor
 
     def __init__(self, config: LinearConfig) -> None:
         super().__init__(config)
-        labels = int(config.num_labels or 2)
+        labels = config.num_labels
         self.register_buffer("hashes", torch.zeros(config.features, dtype=torch.int64))  # sorted
         self.register_buffer("idf", torch.ones(config.features))
         self.weight = nn.Parameter(torch.zeros(config.features, labels), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(labels), requires_grad=False)
-        self.post_init()  # type: ignore[no-untyped-call]
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is drawn: all is zero until it is fitted or loaded."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SequenceClassifierOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Output:
         """Classify a padded batch.
 
         Args:
@@ -80,7 +75,7 @@ class LinearForSequenceClassification(PreTrainedModel):
         value = weighed(row, counts, self.idf[at], len(input_ids))
         starts = torch.searchsorted(row, torch.arange(len(input_ids), device=row.device))
         logits = nn.functional.embedding_bag(at, self.weight, starts, mode="sum", per_sample_weights=value)
-        return SequenceClassifierOutput(logits=logits + self.bias)
+        return Output(logits=logits + self.bias)
 
 
 def ngrams(ids: Tensor, rows: Tensor, longest: int, excluded: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -136,7 +131,3 @@ def weighed(row: Tensor, counts: Tensor, idf: Tensor, rows: int) -> Tensor:
     value = (1 + counts.to(idf.dtype).log()) * idf
     squares = torch.zeros(rows, dtype=idf.dtype, device=idf.device).index_add_(0, row, value * value)
     return value / squares.sqrt()[row]
-
-
-AutoConfig.register(LinearConfig.model_type, LinearConfig)
-AutoModelForSequenceClassification.register(LinearConfig, LinearForSequenceClassification)

@@ -1,7 +1,5 @@
 """The article's network, trained from scratch: embedding, stacked LSTMs, dropout, a linear layer.
 
-It is a ``transformers`` model like any other: ``save_pretrained`` writes safetensors, and
-``AutoModelForSequenceClassification.from_pretrained`` loads it once this module is imported.
 The article's own setting is ``model.hidden=[128, 64] model.bidirectional=false model.pooling=last``.
 """
 
@@ -12,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+
+from pipeline.model.scratch import Output, ScratchConfig, ScratchNetwork
 
 
-class LstmConfig(PretrainedConfig):
+class LstmConfig(ScratchConfig):
     """Sizes of the network; see ``pipeline.config.ModelConfig`` for what each means."""
 
     model_type = "broadsheet-lstm"
@@ -44,12 +42,10 @@ class LstmConfig(PretrainedConfig):
         self.pad_token_id = pad_token_id
 
 
-class LstmForSequenceClassification(PreTrainedModel):
+class LstmForSequenceClassification(ScratchNetwork):
     """Embedding -> LSTM layers -> pooling -> dropout -> logits."""
 
     config_class = LstmConfig
-    base_model_prefix = "lstm"
-    _input_embed_layer = "embedding"
 
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)
@@ -62,10 +58,14 @@ class LstmForSequenceClassification(PreTrainedModel):
             for width, hidden in zip(widths, config.hidden, strict=False)
         )
         pooled = widths[-1] * (2 if config.pooling == "both" else 1)
-        self.classifier = nn.Linear(pooled, int(config.num_labels or 2))
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.classifier = nn.Linear(pooled, config.num_labels)
+        self.apply(self._draw)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of token vectors."""
+        return self.embedding
+
+    def _draw(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.1)
             if module.padding_idx is not None:
@@ -83,7 +83,7 @@ class LstmForSequenceClassification(PreTrainedModel):
                 else:
                     nn.init.zeros_(weight)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SequenceClassifierOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Output:
         """Classify a padded batch.
 
         Args:
@@ -115,8 +115,4 @@ class LstmForSequenceClassification(PreTrainedModel):
         if self.config.pooling == "last":
             assert last is not None
             pooled.append(last)
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(torch.cat(pooled, -1))))
-
-
-AutoConfig.register(LstmConfig.model_type, LstmConfig)
-AutoModelForSequenceClassification.register(LstmConfig, LstmForSequenceClassification)
+        return Output(logits=self.classifier(self.dropout(torch.cat(pooled, -1))))

@@ -107,7 +107,8 @@ def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mappi
         f"Texts like those it was trained on ({dataset}, column {text}), in the same language, one label each. It "
         "always answers with one of its labels, also for texts that belong to none. Texts are cut at "
         f"{card['max_tokens']} tokens. Clean texts with the rules named in `broadsheet.json`, or let Broadsheet do it: "
-        "`broadsheet serve` and `broadsheet predict` take this folder; `from_pretrained` loads it in transformers.",
+        "`broadsheet serve` and `broadsheet predict` take this folder"
+        + ("; `from_pretrained` loads it in transformers." if card["kind"] == "transformer" else "."),
         "## How good it is\n\n"
         f"On {test['rows']:,} {figures['split']} rows"
         + ("" if figures["split"] == "test" else ", which chose the checkpoint: expect a little less")

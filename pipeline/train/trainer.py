@@ -19,7 +19,7 @@ from pipeline.data.prepared import Prepared, digest
 from pipeline.errors import WorkFailed
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place, put_folder
-from pipeline.train import checkpoint
+from pipeline.train import allocator, checkpoint
 from pipeline.train.store import Store, name_of
 
 VERSION = 3  # raise it whenever the same configuration would train differently
@@ -259,8 +259,11 @@ def torch_trainer(
     folder = work / name
     policy: Any = FailurePolicy(folder, config.train.max_failures, config.train.batch_tokens)
     resources: dict[str, float] = {"CPU": layout.cpus}
+    environment: dict[str, Any] = {}  # the class that type checkers see has not got this yet
     if layout.use_gpu:
         resources["GPU"] = layout.gpus
+    else:
+        environment["worker_runtime_env"] = {"env_vars": allocator.settings()}
     scaling: dict[str, Any] = {"use_gpu": layout.use_gpu, "resources_per_worker": resources}
     if config.train.min_workers is None:
         scaling["num_workers"] = layout.workers
@@ -279,6 +282,7 @@ def torch_trainer(
             storage_path=str(work),
             failure_config=ray.train.FailureConfig(max_failures=-1),
             callbacks=[*callbacks, policy],
+            **environment,
         ),
     )
 

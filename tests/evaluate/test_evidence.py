@@ -76,7 +76,7 @@ def test_a_vote_that_helps_and_one_that_does_not() -> None:
 
 
 def test_states_are_what_the_labels_are_read_off(bert: Path) -> None:
-    classifier = Classifier.load(str(bert))
+    classifier = Classifier.load(str(bert), "fp32")
     texts = ["bank oil fund", "goal " * 20, "芯片", "team win bank"]
     ids = classifier.encode(texts).ids
     done = classifier.with_states(ids, 64)

@@ -22,7 +22,7 @@ def texts() -> list[str]:
 def test_pipeline_gives_the_same_labels(bert: Path) -> None:
     from transformers import pipeline
 
-    classifier = Classifier.load(str(bert))
+    classifier = Classifier.load(str(bert), "fp32")
     encoded = classifier.encode(texts())
     assert encoded.cleaned == texts()
     scores = classifier.probabilities(classifier.all_logits(encoded.ids, 1024))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.config import load as configured
+from pipeline.errors import UserError
 from pipeline.model import source
 from pipeline.model.build import initial, load
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
@@ -51,3 +56,48 @@ def test_initial_weights_do_not_depend_on_the_number_of_threads() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_training_goes_on_from_a_checkpoint_with_other_labels(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = LstmForSequenceClassification(LstmConfig(vocab_size=10, hidden=(4,), num_labels=2))
+    first.save_pretrained(tmp_path)
+    # What transformers once wrote of such a network has more keys.
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "transformers_version": "5.0", "dtype": "float32"}))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = configured(sets=[f"model.name={tmp_path}", "model.dropout=0.5"])
+    same: Any = initial(config, source.resolve(str(tmp_path)), ["a", "b"], 10, 0)
+    assert same.training
+    assert same.dropout.p == 0.5
+    weights = first.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in same.state_dict().items())
+    more: Any = initial(config, source.resolve(str(tmp_path)), ["a", "b", "c"], 10, 0)
+    assert more.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert more.classifier.weight.shape == (3, 8)
+    assert torch.equal(more.embedding.weight, first.embedding.weight)
+
+
+@pytest.mark.parametrize("damage", ["config", "weights", "other"])
+def test_a_damaged_folder_is_named(damage: str, tmp_path: Path) -> None:
+    LstmForSequenceClassification(LstmConfig(vocab_size=10, hidden=(4,))).save_pretrained(tmp_path)
+    if damage == "config":
+        (tmp_path / "config.json").write_text("[]")
+    elif damage == "weights":
+        (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    else:
+        LstmForSequenceClassification(LstmConfig(vocab_size=11, hidden=(4,))).save_pretrained(tmp_path / "other")
+        (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="network cannot be loaded"):
+        load(tmp_path)
+
+
+def test_serving_it_imports_no_transformers(tmp_path: Path) -> None:
+    LstmForSequenceClassification(LstmConfig(vocab_size=10, hidden=(4,))).save_pretrained(tmp_path)
+    code = (
+        "import sys, serve.app; from pipeline.evaluate import classifier; from pipeline.model import build; "
+        f"build.load({str(tmp_path)!r}); print([m for m in ('transformers', 'ray.train', 'scipy.optimize', 'sklearn') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
