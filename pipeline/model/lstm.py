@@ -5,6 +5,7 @@ The article's own setting is ``model.hidden=[128, 64] model.bidirectional=false 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -91,21 +92,17 @@ class LstmForSequenceClassification(ScratchNetwork):
             attention_mask: [rows, tokens], 1 for tokens and 0 for padding on the right.
 
         Returns:
-            Logits [rows, labels]. Sequences are packed, so padding changes nothing.
+            Logits [rows, labels]. Padding changes nothing.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        lengths = attention_mask.sum(1).clamp(min=1).cpu()
+        lengths = attention_mask.sum(1).clamp(min=1)
         embedded = self.dropout(self.embedding(input_ids))
         if self.training and self.config.token_dropout:
             kept = torch.rand(input_ids.shape, device=embedded.device) >= self.config.token_dropout
             embedded = embedded * kept[..., None]
-        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-        last: Tensor | None = None
-        for layer in self.layers:
-            packed, (state, _cell) = layer(packed)
-            last = torch.cat(list(state), dim=-1)
-        states, _lengths = pad_packed_sequence(packed, batch_first=True)
+        states, last = (_padded if embedded.device.type == "cpu" else _packed)(self.layers, embedded, lengths)
+        states = states.float()  # a mean of many is no sum for bf16
         mask = attention_mask[:, : states.shape[1], None].to(states.dtype)
         pooled: list[Tensor] = []
         if self.config.pooling in ("max", "both"):
@@ -113,6 +110,67 @@ class LstmForSequenceClassification(ScratchNetwork):
         if self.config.pooling in ("mean", "both"):
             pooled.append((states * mask).sum(1) / mask.sum(1).clamp(min=1))
         if self.config.pooling == "last":
-            assert last is not None
             pooled.append(last)
         return Output(logits=self.classifier(self.dropout(torch.cat(pooled, -1))))
+
+
+def _packed(layers: Iterable[nn.Module], embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the layers over rows packed without their padding, as cuDNN does it natively.
+
+    Args:
+        layers: LSTMs.
+        embedded: [rows, tokens, width], padded on the right.
+        lengths: [rows] tokens of each.
+
+    Returns:
+        States of the last layer, [rows, tokens, width], and each row's last state in each direction, [rows, width].
+    """
+    packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    state = embedded
+    for layer in layers:
+        packed, (state, _cell) = layer(packed)
+    return pad_packed_sequence(packed, batch_first=True)[0], torch.cat(list(state), dim=-1)
+
+
+def _padded(layers: Iterable[nn.Module], embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``_packed`` returns, three times as fast on a CPU: oneDNN's fused LSTM takes no packed rows, and without it
+    each token is a dozen small operations.
+
+    Padding on the right comes after all that counts. For the other direction each row is turned around by itself, so
+    that its padding comes last again.
+    """
+    rows, tokens, _ = embedded.shape
+    place = torch.arange(tokens).expand(rows, -1)
+    turned = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
+    turned = (turned + tokens * torch.arange(rows)[:, None]).reshape(-1)
+    end = torch.arange(rows) * tokens + lengths - 1
+    same = bool((lengths == tokens).all())
+    states, last = embedded, embedded[:, 0]
+    for layer in layers:
+        assert isinstance(layer, nn.LSTM)
+        if same:
+            states, (state, _cell) = layer(states)
+            last = torch.cat(list(state), dim=-1)
+            continue
+        there = _one_way(layer, states, "")
+        if not layer.bidirectional:
+            states, last = there, _rows(there, end)
+            continue
+        back = _one_way(layer, _rows(states, turned).view_as(states), "_reverse")
+        last = torch.cat([_rows(there, end), _rows(back, end)], -1)
+        states = torch.cat([there, _rows(back, turned).view_as(back)], -1)
+    return states, last
+
+
+def _one_way(layer: nn.LSTM, states: Tensor, direction: str) -> Tensor:
+    """One direction of a layer over all places, [rows, tokens, hidden]."""
+    weights = [getattr(layer, f"{name}_l0{direction}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    zero = states.new_zeros(1, len(states), layer.hidden_size)
+    # As ``nn.LSTM`` calls it: parameters, with biases, one layer, no dropout, one way, rows first.
+    found: Tensor = torch.lstm(states, (zero, zero), weights, True, 1, 0.0, layer.training, False, True)[0]
+    return found
+
+
+def _rows(states: Tensor, places: Tensor) -> Tensor:
+    """Those of [rows * tokens] states, [places, width]."""
+    return states.reshape(-1, states.shape[-1]).index_select(0, places)

@@ -27,8 +27,8 @@ def precision(wanted: str, device: torch.device, network: str) -> tuple[str, str
         return wanted, "as configured"
     if network == "broadsheet-linear":
         return "fp32", "sums of weights that are looked up"
-    if network == "broadsheet-lstm":
-        return "fp32", "recurrent layers gain nothing from bf16"
+    if network == "broadsheet-lstm" and (device.type != "cpu" or not cpu_flags() & {"avx512_bf16", "amx_bf16"}):
+        return "fp32", "recurrent layers gain nothing from bf16 here"
     if device.type == "cuda":
         good = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU computes in it") if good else ("fp32", "this GPU has no bf16")

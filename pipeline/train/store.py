@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.errors import WorkFailed
 from pipeline.storage import Place, local_folder, put_folder
 from pipeline.train import checkpoint
@@ -185,7 +187,7 @@ class Writer:
         self._store, self._snapshot, self._save = store, snapshot, save
         self._seconds, self.stalled = seconds, stalled
         self._last, self._last_stall = time.monotonic(), 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", torch.set_num_threads, (1,))
         self._running: Future[None] | None = None
         self._failed = threading.Event()
 

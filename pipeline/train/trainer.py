@@ -263,7 +263,7 @@ def torch_trainer(
     if layout.use_gpu:
         resources["GPU"] = layout.gpus
     else:
-        environment["worker_runtime_env"] = {"env_vars": allocator.settings()}
+        environment["worker_runtime_env"] = {"env_vars": {**allocator.settings(), "OMP_NUM_THREADS": "1"}}
     scaling: dict[str, Any] = {"use_gpu": layout.use_gpu, "resources_per_worker": resources}
     if config.train.min_workers is None:
         scaling["num_workers"] = layout.workers

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import load as configured
 from pipeline.errors import UserError
-from pipeline.model import source
+from pipeline.model import lstm, source
 from pipeline.model.build import initial, load
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
 
@@ -35,6 +35,23 @@ def test_padding_changes_nothing(pooling: str, bidirectional: bool, tmp_path: Pa
         torch.testing.assert_close(model(IDS[i : i + 1, :length]).logits[0], together[i])
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(load(tmp_path)(IDS, MASK).logits, together)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_the_way_of_the_cpu_is_that_of_the_gpu(bidirectional: bool) -> None:
+    torch.manual_seed(1)
+    layers = LstmForSequenceClassification(LstmConfig(vocab_size=10, hidden=(5, 4), bidirectional=bidirectional)).layers
+    for lengths in (torch.tensor([5, 2, 1]), torch.tensor([5, 5, 5])):
+        found = []
+        for way in (lstm._padded, lstm._packed):
+            embedded = torch.linspace(-1, 1, 3 * 5 * 128).view(3, 5, 128).requires_grad_()
+            states, last = way(layers, embedded, lengths)
+            inside = torch.arange(5) < lengths[:, None]
+            layers.zero_grad()
+            (states[inside].sum() + last.pow(2).sum()).backward()
+            found.append([states[inside], last, embedded.grad, *(p.grad.clone() for p in layers.parameters())])
+        for padded, packed in zip(*found, strict=True):
+            torch.testing.assert_close(padded, packed)
 
 
 def test_tokens_are_left_out_only_in_training() -> None:

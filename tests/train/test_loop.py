@@ -104,4 +104,4 @@ def test_two_ranks_take_the_step_of_one(tmp_path: Path) -> None:
 
 def test_precision_says_why() -> None:
     assert precision("fp32", CPU, "bert") == ("fp32", "as configured")
-    assert precision("auto", CPU, "broadsheet-lstm")[0] == "fp32"
+    assert precision("auto", torch.device("cuda"), "broadsheet-lstm")[0] == "fp32"
