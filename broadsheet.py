@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline import console
 from pipeline.errors import UserError, WorkFailed
 from serve.key_commands import keys
 
@@ -87,7 +88,9 @@ def _load(options: dict[str, Any]) -> Config:
     from pipeline import config
 
     flags = {key: options.pop(flag) for flag, key in FLAGS.items() if flag in options}
-    return config.load(options.pop("config_file"), options.pop("sets"), flags)
+    found = config.load(options.pop("config_file"), options.pop("sets"), flags)
+    console.about(found.name)
+    return found
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -355,11 +358,14 @@ cli.add_command(keys)
 def main() -> None:
     """Run a command and turn what went wrong into one sentence and an exit code (see the house rules)."""
     try:
+        console.check()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (UserError, WorkFailed) as e:
         _fail(str(e), e.exit_code)
     except click.ClickException as e:
+        if console.as_json():
+            _fail(e.format_message(), 2)
         e.show()
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
@@ -377,7 +383,7 @@ def main() -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    click.echo(click.style("error: ", fg="red", bold=True) + sentence, err=True)
+    console.fail(sentence, code)
     sys.exit(code)
 
 

@@ -1,30 +1,100 @@
-"""What a person sees while work goes on: live bars in a terminal, one line per fact elsewhere."""
+"""What is said while work goes on: live bars in a terminal, one line per fact elsewhere.
+
+``BROADSHEET_LOG=json`` makes each fact a line of JSON instead, for whoever collects logs: ``time`` (UTC), ``level``,
+``run``, ``stage``, ``node``, ``message``, and ``trial`` where it is about one trial of a search.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipeline.errors import UserError
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 LINE_EVERY_SECONDS = 10.0
+LOG = "BROADSHEET_LOG"
+FORMATS = ("text", "json")
+
+_about: dict[str, object] = {"run": None}
 
 
-def say(stage: str, fact: str) -> None:
-    """Print one fact about one stage, on one line."""
-    out.print(f"[bold cyan]{stage:<9}[/] {escape(fact)}")
+def about(run: str) -> None:
+    """Name the run that all is about from now on, for lines of JSON."""
+    _about["run"] = run
 
 
-def warn(stage: str, fact: str) -> None:
-    """Print a warning that does not stop the work."""
-    out.print(f"[bold yellow]{stage:<9} warning:[/] {escape(fact)}")
+def check() -> None:
+    """Refuse a format that does not exist.
+
+    Raises:
+        UserError: ``BROADSHEET_LOG`` is neither 'text' nor 'json'.
+    """
+    wanted = os.environ.get(LOG) or FORMATS[0]
+    if wanted not in FORMATS:
+        raise UserError(f"{LOG} is '{wanted}': set it to {' or '.join(FORMATS)}")
+
+
+def as_json() -> bool:
+    """Whether facts are lines of JSON."""
+    return os.environ.get(LOG) == "json"
+
+
+def live() -> bool:
+    """Whether bars and tables may move."""
+    return out.is_terminal and not as_json()
+
+
+def record(level: str, stage: str | None, message: str, to: TextIO | None = None, **more: Any) -> None:
+    """Print a line of JSON.
+
+    Args:
+        level: 'info', 'warning' or 'error'.
+        stage: what the fact is about.
+        message: the fact.
+        to: where it goes; None: standard output.
+        **more: keys of its own.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    line = {"time": now, "level": level, **_about, "stage": stage, "node": socket.gethostname(), "message": message}
+    print(json.dumps(line | more, ensure_ascii=False, default=str), file=to or sys.stdout, flush=True)
+
+
+def say(stage: str, fact: str, **more: Any) -> None:
+    """Print one fact about one stage, on one line; ``more`` are keys that only JSON has."""
+    if as_json():
+        record("info", stage, fact, **more)
+    else:
+        out.print(f"[bold cyan]{stage:<9}[/] {escape(fact)}")
+
+
+def warn(stage: str, fact: str, **more: Any) -> None:
+    """Print a warning that does not stop the work; ``more`` as of ``say``."""
+    if as_json():
+        record("warning", stage, fact, **more)
+    else:
+        out.print(f"[bold yellow]{stage:<9} warning:[/] {escape(fact)}")
+
+
+def fail(sentence: str, code: int) -> None:
+    """Say on standard error why the command ends, and with which exit code."""
+    if as_json():
+        record("error", None, sentence, sys.stderr, exit_code=code)
+    else:
+        err.print(f"[bold red]error:[/] {escape(sentence)}")
 
 
 def escape(text: str) -> str:
@@ -40,7 +110,7 @@ class Bar:
         self.done = 0
         self._said = time.monotonic()
         self._bar: Progress | None = None
-        if out.is_terminal:
+        if live():
             self._bar = Progress(
                 TextColumn(f"[bold cyan]{stage:<9}[/] {what}"),
                 BarColumn(),
@@ -61,7 +131,8 @@ class Bar:
         elif time.monotonic() - self._said >= LINE_EVERY_SECONDS:
             self._said = time.monotonic()
             of = f" of {self.total:,}" if self.total else ""
-            say(self.stage, f"{self.what}: {done:,}{of}{'  ' + note if note else ''}")
+            fact = f"{self.what}: {done:,}{of}{'  ' + note if note else ''}"
+            say(self.stage, fact, done=done, total=self.total, unit=self.what)
 
     def close(self) -> None:
         """Remove the live bar; what stays on screen are the facts."""
@@ -80,7 +151,12 @@ def bar(stage: str, what: str, total: int | None = None) -> Iterator[Bar]:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a small table: first column left, the others right."""
+    """Print a small table: first column left, the others right. As JSON each row is a line."""
+    if as_json():
+        for row in rows:
+            shown = dict(zip(header, map(str, row), strict=True))
+            record("info", None, title, row=shown)
+        return
     t = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(header):
         t.add_column(name, justify="left" if i == 0 else "right", overflow="fold")

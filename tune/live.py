@@ -31,7 +31,7 @@ class Board:
         self._drawn = 0.0
 
     def __enter__(self) -> Board:
-        if console.out.is_terminal:
+        if console.live():
             from rich.live import Live
 
             self._live = Live(self._table(), console=console.out, auto_refresh=False, transient=True)
@@ -43,9 +43,9 @@ class Board:
             self._live.stop()
             self._live = None
 
-    def note(self, fact: str) -> None:
-        """Say something about the search."""
-        console.say("tune", fact)
+    def note(self, fact: str, trial: int | None = None) -> None:
+        """Say something about the search, or about one trial."""
+        console.say("tune", fact, **({} if trial is None else {"trial": trial}))
 
     def tick(self) -> None:
         """Time went by."""
@@ -62,19 +62,21 @@ class Board:
         trial = self.journal.get(number)
         score = float(trial.history[-1][SCORE])
         if trial.phase == "final":
-            self.note(f"{trial.arm}, seed {trial.seed}, step {trial.steps:,}: macro F1 {score:.4f}")
+            self.note(f"{trial.arm}, seed {trial.seed}, step {trial.steps:,}: macro F1 {score:.4f}", number)
             return
         best = best_of(self.journal.of("search"))
         so_far = f" (best so far {best.best:.4f}, trial {best.trial})" if best is not None else ""
-        self.note(f"trial {number}, score {len(trial.history)}, step {trial.steps:,}: macro F1 {score:.4f}{so_far}")
+        self.note(
+            f"trial {number}, score {len(trial.history)}, step {trial.steps:,}: macro F1 {score:.4f}{so_far}", number
+        )
 
     def ended(self, number: int) -> None:
         """A trial came to an end, or pauses."""
         trial = self.journal.get(number)
         if trial.error:
-            console.warn("tune", f"trial {number} failed: {trial.error}")
+            console.warn("tune", f"trial {number} failed: {trial.error}", trial=number)
         elif trial.status == "stopped":
-            self.note(f"trial {number} stopped after {trial.steps:,} steps")
+            self.note(f"trial {number} stopped after {trial.steps:,} steps", number)
         now = time.monotonic()
         self._parts[number] = self._parts.get(number, 0.0) + now - self._began.pop(number, now)
         if trial.status in ("finished", "stopped"):

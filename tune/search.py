@@ -61,6 +61,7 @@ def run(config: Config, address: str | None, extend: int = 0, resume: bool = Fal
     """
     folder = folder_of(config)
     config = config.updated({"name": folder.name})
+    console.about(folder.name)
     if config.model.name == "linear":
         raise UserError(
             "tune: the linear model has nothing to search for; train it with 'broadsheet train --model linear'"

@@ -25,6 +25,10 @@ def run(config: Config, address: str | None) -> bool:
     findings = []
     for f in examine(config, address):
         findings.append(f)
+        if console.as_json():
+            more = {"subject": f.subject} if f.good else {"subject": f.subject, "advice": f.advice}
+            console.record("info" if f.good else "error", "doctor", f.fact, None, **more)
+            continue
         mark = "[green]ok  [/]" if f.good else "[bold red]FAIL[/]"
         console.out.print(f"{mark} {f.subject:<10} {console.escape(f.fact)}")
         if not f.good:
