@@ -39,17 +39,17 @@ hostname "$NAME"
 for i in $(seq 0 $((KEPT - 1))); do eval "mkdir -p $STAGE/$NAME/$i; mount --bind \\$KEEP_$i $STAGE/$NAME/$i"; done
 mkdir -p "$SHARED"
 mount --bind "$STAGE/shared" "$SHARED"
-mount -t tmpfs tmpfs "$HOME"
-chmod 700 "$HOME"
+mkdir -p -m 700 "$STAGE/$NAME/home"
+mount --bind "$STAGE/$NAME/home" "$HOME"
 mount -t tmpfs tmpfs /tmp
 chmod 1777 /tmp
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 mount -t tmpfs -o mode=755 tmpfs /run/sshd
 mount --bind "$STAGE/hosts" /etc/hosts
 for i in $(seq 0 $((KEPT - 1))); do eval "mkdir -p \\$KEEP_$i; mount --bind $STAGE/$NAME/$i \\$KEEP_$i"; done
-mkdir -m 700 "$HOME/.ssh"
+mkdir -p -m 700 "$HOME/.ssh"
 cp "$STAGE/key.pub" "$HOME/.ssh/authorized_keys"
-"$BASE_PYTHON" -m venv --without-pip "$HOME/venv"
+test -x "$HOME/venv/bin/python" || "$BASE_PYTHON" -m venv --without-pip "$HOME/venv"
 site=$("$HOME/venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')
 echo "$SITE" > "$site/of-this-machine.pth"
 printf '#!/bin/sh\\nexec "%s" -m pip "$@"\\n' "$HOME/venv/bin/python" > "$HOME/venv/bin/pip"
@@ -117,17 +117,42 @@ def check() -> None:
         subprocess.run(["ip", "netns", "del", "broadsheet-try"], capture_output=True)
 
 
+def cut(name: str, off: bool = True) -> None:
+    """Pull the host's network cable, or put it in again."""
+    sh("ip", "link", "set", _cable(name), "down" if off else "up")
+
+
+def power_off(name: str) -> None:
+    """The host is gone, at once and without a word to anybody: cable and processes. Its disk stays as it is."""
+    cut(name)
+    for _ in range(50):
+        pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
+        if not pids:
+            break
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def power_on(name: str) -> subprocess.Popen[bytes]:
+    """Start the host again; it answers SSH, and nobody has started Ray on it."""
+    cut(name, off=False)
+    process = _start(name)
+    _until_ssh(HOSTS[name])
+    return process
+
+
+def _cable(name: str) -> str:
+    return f"broadsheet-v{list(HOSTS).index(name) + 1}"
+
+
 def clean() -> None:
     """Remove everything: processes of the hosts, their networks, the bridge, the folders."""
     for name in HOSTS:
-        for _ in range(50):
-            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
-            if not pids:
-                break
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            time.sleep(0.1)
+        with contextlib.suppress(RuntimeError):  # it may have none yet
+            power_off(name)
+        subprocess.run(["ip", "link", "del", _cable(name)], capture_output=True)  # else it goes a moment later
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
     subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
     with contextlib.suppress(OSError):
@@ -157,10 +182,10 @@ def hosts() -> Iterator[None]:
         sh("ip", "link", "add", BRIDGE, "type", "bridge")
         sh("ip", "addr", "add", f"{LAPTOP}/24", "dev", BRIDGE)
         sh("ip", "link", "set", BRIDGE, "up")
-        for i, (name, address) in enumerate(HOSTS.items(), start=1):
+        for name, address in HOSTS.items():
             sh("ip", "netns", "add", name)
-            sh("ip", "link", "add", f"broadsheet-v{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            sh("ip", "link", "set", f"broadsheet-v{i}", "master", BRIDGE, "up")
+            sh("ip", "link", "add", _cable(name), "type", "veth", "peer", "name", "eth0", "netns", name)
+            sh("ip", "link", "set", _cable(name), "master", BRIDGE, "up")
             sh("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 sh("ip", "-n", name, "link", "set", device, "up")
@@ -188,7 +213,7 @@ def _start(name: str) -> subprocess.Popen[bytes]:
         "SHARED": str(SHARED), "BASE_PYTHON": str(Path(sys._base_executable).resolve()), "SITE": str(site.resolve()),
         "SSHD": which("sshd") or "", "KEPT": str(len(kept)), **{f"KEEP_{i}": str(p) for i, p in enumerate(kept)},
     }  # fmt: skip
-    with (STAGE / "logs" / name).open("wb") as log:
+    with (STAGE / "logs" / name).open("ab") as log:
         return subprocess.Popen(
             ["ip", "netns", "exec", name, "unshare", "-m", "-u", "-p", "-f", "--mount-proc", "bash", "-c", HOST],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,

@@ -62,10 +62,11 @@ def _on_ray_train(work: Place, name: str, layout: cluster.Layout, job: dict[str,
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from pipeline.train import trainer
+    from pipeline.train.failed_start import freed
 
     reporter: Any = TuneReportCallback
     config = Config.model_validate(job["config"])
     (work / name / "checkpoint_manager_snapshot.json").delete()  # see trainer.torch_trainer
     # Worker groups of stopped trials die with this process: Ray ends what an actor owns with the actor.
-    with cluster.pinned():
+    with cluster.pinned(), freed():
         trainer.torch_trainer(config, layout, work, name, job, [reporter()]).fit()

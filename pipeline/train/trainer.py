@@ -300,6 +300,7 @@ def _fit(
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from pipeline.train.failed_start import freed
     from pipeline.train.failures import stopped
 
     (work / mark / "checkpoint_manager_snapshot.json").delete()  # see torch_trainer
@@ -310,7 +311,7 @@ def _fit(
     follower.start()
     settings = job(config, prepared, model, layout, work / f"initial-{mark}", queue)
     try:
-        with cluster.pinned():
+        with cluster.pinned(), freed():
             torch_trainer(config, layout, work, mark, settings, [tracking]).fit()
     except Exception as e:
         raise stopped(e, work) from None
