@@ -22,8 +22,9 @@ from rich.table import Table
 
 from pipeline.errors import UserError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Facts hold names of files and labels: no part of one is a colour or the name of an emoji.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 LINE_EVERY_SECONDS = 10.0
 LOG = "BROADSHEET_LOG"

@@ -40,6 +40,15 @@ def test_facts_are_lines_of_json(in_json: None, capsys: pytest.CaptureFixture[st
     assert second["level"] == "warning"
 
 
+def test_a_sentence_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv(console.LOG, raising=False)
+    console.fail("rows:smile:[red].csv: no such file", 2)
+    console.say("data", "rows:key:[bold]")
+    out, err = capsys.readouterr()
+    assert err == "error: rows:smile:[red].csv: no such file\n"
+    assert out == "data      rows:key:[bold]\n"
+
+
 def test_bars_and_tables_are_lines_too(
     in_json: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

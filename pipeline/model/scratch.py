@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -65,6 +67,14 @@ class ScratchNetwork(nn.Module):
     def __init__(self, config: ScratchConfig) -> None:
         super().__init__()
         self.config = config
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Refused.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("train.gradient_checkpointing is for transformers: this network is small, set it to false")
 
     def save_pretrained(
         self, folder: str | Path, state_dict: dict[str, Tensor] | None = None, safe_serialization: bool = True

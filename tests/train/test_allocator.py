@@ -6,10 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipeline.train import allocator
+from pipeline.cluster import Layout
+from pipeline.config import load
+from pipeline.storage import Place
+from pipeline.train import allocator, trainer
 
 STEPS = """
 import resource, threading, numpy
@@ -46,3 +50,13 @@ def test_memory_is_kept_from_step_to_step() -> None:
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
     assert faults(allocator.settings()) < faults({}) / 3
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_workers_on_cpus_start_with_them(gpus: int, tmp_path: Path) -> None:
+    layout = Layout(2, 1, gpus)
+    made = trainer.torch_trainer(load(None, [], {}), layout, Place.of(tmp_path), "run", {}, [])
+    given = made.run_config.worker_runtime_env
+    # One thread but for those of the training itself: with a second pool of threads in the process, libgomp takes the
+    # cores for overbooked, and lets threads sleep between operations.
+    assert given == ({} if gpus else {"env_vars": {**allocator.settings(), "OMP_NUM_THREADS": "1"}})
