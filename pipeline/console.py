@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipeline import gauges
 from pipeline.errors import UserError
 
 # Facts hold names of files and labels: no part of one is a colour or the name of an emoji.
@@ -36,6 +37,11 @@ _about: dict[str, object] = {"run": None}
 def about(run: str) -> None:
     """Name the run that all is about from now on, for lines of JSON."""
     _about["run"] = run
+
+
+def run() -> str:
+    """The run that all is about; empty before one is named."""
+    return str(_about["run"] or "")
 
 
 def check() -> None:
@@ -127,6 +133,7 @@ class Bar:
     def update(self, done: int, note: str = "") -> None:
         """Move the bar to ``done`` (an absolute count)."""
         self.done = done
+        gauges.progress(run(), self.stage, self.what, done, self.total)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif time.monotonic() - self._said >= LINE_EVERY_SECONDS:

@@ -13,18 +13,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from pipeline.gauges import Utf8
+
 PERIOD_S = 5.0  # the agent itself is told every 10 s (Ray's metrics_report_interval_ms)
 
 log = logging.getLogger("ray.serve")
-
-
-class _Utf8(str):
-    """The value of a label. Ray 2.60 asks it for ASCII, which the name of a class need not be; the rest takes UTF-8."""
-
-    __slots__ = ()
-
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        return super().encode("utf-8", errors)
 
 
 class Mirror:
@@ -63,7 +56,7 @@ class Mirror:
                 if sample.name not in self._gauges:
                     keys = tuple(sorted(sample.labels))
                     self._gauges[sample.name] = Gauge(sample.name, family.documentation, tag_keys=keys)  # type: ignore[arg-type]  # it says tuple[str], and takes more
-                self._gauges[sample.name].set(sample.value, tags={k: _Utf8(v) for k, v in sample.labels.items()})
+                self._gauges[sample.name].set(sample.value, tags={k: Utf8(v) for k, v in sample.labels.items()})
 
     def _run(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipeline import console
+from pipeline import console, gauges
 from pipeline.train.store import SCORE
 from tune.journal import Journal, Trial, best_of, shown
 
@@ -61,6 +61,8 @@ class Board:
         """A trial was scored."""
         trial = self.journal.get(number)
         score = float(trial.history[-1][SCORE])
+        labels = {"run": console.run(), "stage": "tune", "trial": str(number)}
+        gauges.show(gauges.SCORE, score, figure=SCORE, **labels)
         if trial.phase == "final":
             self.note(f"{trial.arm}, seed {trial.seed}, step {trial.steps:,}: macro F1 {score:.4f}", number)
             return
@@ -77,6 +79,7 @@ class Board:
             console.warn("tune", f"trial {number} failed: {trial.error}", trial=number)
         elif trial.status == "stopped":
             self.note(f"trial {number} stopped after {trial.steps:,} steps", number)
+        gauges.progress(console.run(), "tune", "trials", sum(t.ended for t in self.journal.of("search")), self.total)
         now = time.monotonic()
         self._parts[number] = self._parts.get(number, 0.0) + now - self._began.pop(number, now)
         if trial.status in ("finished", "stopped"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import cluster, console
+from pipeline import cluster, console, gauges
 from pipeline.config import Config
 from pipeline.data.prepared import Prepared, digest
 from pipeline.errors import WorkFailed
@@ -307,7 +307,7 @@ def _fit(
     # On the driver's own node: another one may be lost.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    follower = threading.Thread(target=_follow, args=(queue, layout), daemon=True)
+    follower = threading.Thread(target=_follow, args=(queue, layout, config.name), daemon=True)
     follower.start()
     settings = job(config, prepared, model, layout, work / f"initial-{mark}", queue)
     try:
@@ -321,7 +321,7 @@ def _fit(
         queue.shutdown(force=True)
 
 
-def _follow(queue: Any, layout: cluster.Layout) -> None:
+def _follow(queue: Any, layout: cluster.Layout, run: str) -> None:
     """Show what rank 0 tells, until the end."""
     from ray.util.queue import Empty
 
@@ -356,6 +356,8 @@ def _follow(queue: Any, layout: cluster.Layout) -> None:
             rate = event["samples"] / max(1e-9, time.monotonic() - first)
             progress.update(event["step"], f"{rate:.0f} rows/s")
         elif event["kind"] == "evaluation":
+            for figure in ("loss", "validation_loss", "validation_accuracy", "validation_macro_f1"):
+                gauges.show(gauges.SCORE, event[figure], run=run, stage="train", figure=figure)
             console.say("train", f"step {event['step']:,} (epoch {event['epoch']:.2f}): loss {event['loss']:.4f}, "
                         f"validation accuracy {event['validation_accuracy']:.4f}, "
                         f"macro F1 {event['validation_macro_f1']:.4f}")  # fmt: skip
