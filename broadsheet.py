@@ -83,13 +83,13 @@ FLAGS = {
 }  # fmt: skip
 
 
-def _load(options: dict[str, Any]) -> Config:
-    """The configuration from a command's options, which are taken out of ``options``."""
+def _load(options: dict[str, Any], where: str | None = None) -> Config:
+    """The configuration from a command's options, which are taken out of ``options``; ``where`` is the run meant."""
     from pipeline import config
 
     flags = {key: options.pop(flag) for flag, key in FLAGS.items() if flag in options}
     found = config.load(options.pop("config_file"), options.pop("sets"), flags)
-    console.about(found.name)
+    console.about(where or found.name)
     return found
 
 
@@ -209,7 +209,7 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on the test rows: metrics.json, a table, report/index.html and suspected wrong labels."""
     address = options.pop("address")
-    config = _load(options)
+    config = _load(options, where)
     from pipeline import stages
 
     if compare:
@@ -228,7 +228,7 @@ def evaluate(
 def predict(files: tuple[str, ...], checkpoint: str | None, out: str, **options: Any) -> None:
     """Classify files of any size on Ray Data, to Parquet."""
     address = options.pop("address")
-    config = _load(options)
+    config = _load(options, checkpoint)
     from pipeline import stages
 
     stages.predict(config, files, checkpoint, out, address)
@@ -240,7 +240,7 @@ def predict(files: tuple[str, ...], checkpoint: str | None, out: str, **options:
 def export(where: str | None, **options: Any) -> None:
     """Measure which engine serves a checkpoint fastest on this machine; 'serve' does it, too, at its first start."""
     options.pop("address")
-    config = _load(options)
+    config = _load(options, where)
     from serve import stage
 
     stage.export(config, where)
@@ -255,7 +255,7 @@ def serve(where: str | None, **options: Any) -> None:
     """Serve a checkpoint over HTTP until Ctrl-C, or on a cluster for good; or change the models of what runs."""
     address = options.pop("address")
     releases = {flag: options.pop(flag) for flag in RELEASE_FLAGS}
-    config = _load(options)
+    config = _load(options, where)
     from serve import release_stage, stage
 
     wanted = release_stage.Wanted(**releases)

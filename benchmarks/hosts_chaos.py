@@ -162,7 +162,13 @@ def stage_of(stage: str, cluster: Cluster, jobs: Jobs, kills: int) -> dict[str, 
                 process.wait(after)
             if process.poll() is None:
                 host = strike()
-        code = process.wait(PATIENCE_S)
+        try:
+            code = process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            job = (logs / name).read_text().partition("job ")[2].split()[0]
+            cluster.laptop.broadsheet("stop", job)  # or it would be in the way of all that follow
+            raise
         if code != 0:
             raise RuntimeError(f"{name} ended with {code}:\n{(logs / name).read_text()[-3000:]}")
         return time.monotonic() - began, host
@@ -212,9 +218,11 @@ def serving(cluster: Cluster, texts: list[str], kills: int) -> dict[str, Any]:
             await asyncio.to_thread(until, "all nodes", cluster.whole, PATIENCE_S)
             await asyncio.to_thread(until, "both replicas", lambda: _replicas(laptop) == 2, PATIENCE_S)
             await asyncio.sleep(5)
+        over = len(load.answers)  # what is under way now is not counted
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asking
+        del load.answers[over:]
 
     asyncio.run(play())
     laptop.on_head("broadsheet serve --address auto --stop")

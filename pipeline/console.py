@@ -10,33 +10,37 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import gauges
 from pipeline.errors import UserError
 
-# Facts hold names of files and labels: no part of one is a colour or the name of an emoji.
+# Facts hold names of files and labels: they are printed as ``Text``, in which nothing is markup.
 out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 LINE_EVERY_SECONDS = 10.0
 LOG = "BROADSHEET_LOG"
 FORMATS = ("text", "json")
 
 _about: dict[str, object] = {"run": None}
+_one_at_a_time = threading.Lock()
 
 
-def about(run: str) -> None:
-    """Name the run that all is about from now on, for lines of JSON."""
-    _about["run"] = run
+def about(where: str) -> None:
+    """Name the run that all is about from now on: its name, its folder, or that of its checkpoint."""
+    *above, last = where.rstrip("/").split("/")
+    _about["run"] = above[-1] if above and last in ("checkpoint", "best") else last
 
 
 def run() -> str:
@@ -77,7 +81,11 @@ def record(level: str, stage: str | None, message: str, to: TextIO | None = None
     """
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     line = {"time": now, "level": level, **_about, "stage": stage, "node": socket.gethostname(), "message": message}
-    print(json.dumps(line | more, ensure_ascii=False, default=str), file=to or sys.stdout, flush=True)
+    text = json.dumps(line | more, ensure_ascii=False, default=str) + "\n"
+    stream = to or sys.stdout
+    with _one_at_a_time:
+        stream.write(text)
+        stream.flush()
 
 
 def say(stage: str, fact: str, **more: Any) -> None:
@@ -85,7 +93,7 @@ def say(stage: str, fact: str, **more: Any) -> None:
     if as_json():
         record("info", stage, fact, **more)
     else:
-        out.print(f"[bold cyan]{stage:<9}[/] {escape(fact)}")
+        out.print(Text.assemble((f"{stage:<9}", "bold cyan"), " ", fact))
 
 
 def warn(stage: str, fact: str, **more: Any) -> None:
@@ -93,7 +101,15 @@ def warn(stage: str, fact: str, **more: Any) -> None:
     if as_json():
         record("warning", stage, fact, **more)
     else:
-        out.print(f"[bold yellow]{stage:<9} warning:[/] {escape(fact)}")
+        out.print(Text.assemble((f"{stage:<9} warning:", "bold yellow"), " ", fact))
+
+
+def left(sentence: str) -> None:
+    """Say on standard error what goes on without this command, after a Ctrl-C."""
+    if as_json():
+        record("info", None, sentence, sys.stderr)
+    else:
+        click.echo(f"\n{sentence}", err=True)
 
 
 def fail(sentence: str, code: int) -> None:
@@ -101,12 +117,7 @@ def fail(sentence: str, code: int) -> None:
     if as_json():
         record("error", None, sentence, sys.stderr, exit_code=code)
     else:
-        err.print(f"[bold red]error:[/] {escape(sentence)}")
-
-
-def escape(text: str) -> str:
-    """Keep square brackets of data from being read as markup."""
-    return text.replace("[", "\\[")
+        click.echo(click.style("error: ", fg="red", bold=True) + sentence, err=True)
 
 
 class Bar:
@@ -144,6 +155,7 @@ class Bar:
 
     def close(self) -> None:
         """Remove the live bar; what stays on screen are the facts."""
+        gauges.progress(run(), self.stage, self.what, self.done, self.total, last=True)
         if self._bar is not None:
             self._bar.stop()
 
@@ -162,14 +174,13 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     """Print a small table: first column left, the others right. As JSON each row is a line."""
     if as_json():
         for row in rows:
-            shown = dict(zip(header, map(str, row), strict=True))
-            record("info", None, title, row=shown)
+            record("info", None, title, columns=list(header), row=[str(cell) for cell in row])
         return
     t = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(header):
         t.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        t.add_row(*(escape(str(c)) for c in row))
+        t.add_row(*(Text(str(c)) for c in row))
     out.print(t)
 
 

@@ -61,10 +61,10 @@ def show(name: str, value: float, **labels: str) -> None:
         log.debug("%s is not exported: %s", name, e)
 
 
-def progress(run: str, stage: str, unit: str, done: float, total: float | None) -> None:
-    """Show how far a stage is; at most every ``EVERY_S``, but for its end."""
+def progress(run: str, stage: str, unit: str, done: float, total: float | None, last: bool = False) -> None:
+    """Show how far a stage is; at most every ``EVERY_S``, but for the last time."""
     key, now = (run, stage, unit), time.monotonic()
-    if done != total and now - _told.get(key, -math.inf) < EVERY_S:
+    if not last and done != total and now - _told.get(key, -math.inf) < EVERY_S:
         return
     _told[key] = now
     show(DONE, done, run=run, stage=stage, unit=unit)

@@ -171,7 +171,7 @@ def follow(client: Any, job: str) -> int:
     except KeyboardInterrupt:
         sys.stdout.flush()
         say = f"the job goes on: come back with 'broadsheet logs {job}', end it with 'broadsheet stop {job}'"
-        console.err.print(f"\n{say}")
+        console.left(say)
         return INTERRUPTED
 
 

@@ -79,6 +79,7 @@ def run(where: str, suspects: str, sets: Sequence[str], flags: Mapping[str, Any]
     base = Run.open(where)
     found = {"serve.port": there.serve.port, **({"storage": earlier.storage} if earlier else {})}
     config = stage.new_config(base, sets, {**flags, **found})
+    console.about(config.name)
     console.say("feedback", f"from {base.place}; " + (f"{endpoint.checkpoint} serves" if endpoint else "none serves"))
     stage.check_rival(rival(endpoint, base, config), base)
     job = stage.train(base, config, endpoint.feedback if endpoint else None, suspects, address)

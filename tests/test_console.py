@@ -42,11 +42,20 @@ def test_facts_are_lines_of_json(in_json: None, capsys: pytest.CaptureFixture[st
 
 def test_a_sentence_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv(console.LOG, raising=False)
-    console.fail("rows:smile:[red].csv: no such file", 2)
-    console.say("data", "rows:key:[bold]")
-    out, err = capsys.readouterr()
-    assert err == "error: rows:smile:[red].csv: no such file\n"
-    assert out == "data      rows:key:[bold]\n"
+    for text in ("rows:smile:[red].csv", r"a\[/b].csv", r"C:\[tmp]\x", "[/]", "end\\"):
+        console.fail(text, 2)
+        console.say("data", text)
+        console.table("", ["a"], [[text]])
+        out, err = capsys.readouterr()
+        assert err == f"error: {text}\n"
+        assert out.splitlines()[0] == f"data      {text}"
+        assert out.rstrip("\n ").endswith(text)
+
+
+@pytest.mark.parametrize("where", ["news", "runs/news", "runs/news/checkpoint/", "s3://bucket/news/best"])
+def test_a_run_goes_by_its_name(where: str, in_json: None) -> None:
+    console.about(where)
+    assert console.run() == "news"
 
 
 def test_bars_and_tables_are_lines_too(
@@ -60,7 +69,10 @@ def test_bars_and_tables_are_lines_too(
     console.table("scores", ["class", "f1"], [["a", 0.5], ["b", 1]])
     moved, *rows = lines(capsys.readouterr().out)
     assert (moved["done"], moved["total"], moved["unit"], moved["message"]) == (4, 10, "rows", "rows: 4 of 10  fast")
-    assert [row["row"] for row in rows] == [{"class": "a", "f1": "0.5"}, {"class": "b", "f1": "1"}]
+    assert [(row["columns"], row["row"]) for row in rows] == [
+        (["class", "f1"], ["a", "0.5"]),
+        (["class", "f1"], ["b", "1"]),
+    ]
 
 
 def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

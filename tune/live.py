@@ -104,6 +104,7 @@ class Board:
 
     def _table(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
         search = self.journal.of("search")
         best, left = best_of(search), self.left()
@@ -121,7 +122,7 @@ class Board:
             scores = " ".join(f"{e[SCORE]:.3f}" for e in trial.history[-4:])
             score = "-" if trial.best is None else f"{trial.best:.4f}"
             row = (name, *(shown(v) for v in trial.point.values()), scores, score, trial.status)
-            table.add_row(*(console.escape(c) for c in row))
+            table.add_row(*(Text(c) for c in row))
         return table
 
     def _rows(self) -> list[Trial]:

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rich.text import Text
+
 from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data import named
@@ -29,10 +31,10 @@ def run(config: Config, address: str | None) -> bool:
             more = {"subject": f.subject} if f.good else {"subject": f.subject, "advice": f.advice}
             console.record("info" if f.good else "error", "doctor", f.fact, None, **more)
             continue
-        mark = "[green]ok  [/]" if f.good else "[bold red]FAIL[/]"
-        console.out.print(f"{mark} {f.subject:<10} {console.escape(f.fact)}")
+        mark = ("ok  ", "green") if f.good else ("FAIL", "bold red")
+        console.out.print(Text.assemble(mark, f" {f.subject:<10} {f.fact}"))
         if not f.good:
-            console.out.print(f"     {'':<10} -> {console.escape(f.advice)}")
+            console.out.print(Text(f"     {'':<10} -> {f.advice}"))
     failed = sum(not f.good for f in findings)
     console.say("doctor", "all is well" if not failed else f"{failed} of {len(findings)} checks failed")
     return not failed

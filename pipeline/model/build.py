@@ -131,7 +131,10 @@ def load(folder: str | Path) -> Any:
 
 def _scratch(folder: Path) -> type[ScratchNetwork] | None:
     """Which of our own networks a folder holds, if it is one."""
-    return SCRATCH.get(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"])
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise ValueError(f"{CONFIG} names no model_type")
+    return SCRATCH.get(content["model_type"])
 
 
 def _load(folder: Path, network_config: Any) -> Any:

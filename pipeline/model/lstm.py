@@ -33,6 +33,8 @@ class LstmConfig(ScratchConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if not 0 <= pad_token_id < vocab_size:
+            raise ValueError(f"pad_token_id is {pad_token_id}, and there are {vocab_size} tokens")
         self.vocab_size = vocab_size
         self.embedding_dim = embedding_dim
         self.hidden = list(hidden)
@@ -101,7 +103,7 @@ class LstmForSequenceClassification(ScratchNetwork):
         if self.training and self.config.token_dropout:
             kept = torch.rand(input_ids.shape, device=embedded.device) >= self.config.token_dropout
             embedded = embedded * kept[..., None]
-        states, last = (_padded if embedded.device.type == "cpu" else _packed)(self.layers, embedded, lengths)
+        states, last = (_padded if _is_fused(embedded) else _packed)(self.layers, embedded, lengths)
         states = states.float()  # a mean of many is no sum for bf16
         mask = attention_mask[:, : states.shape[1], None].to(states.dtype)
         pooled: list[Tensor] = []
@@ -112,6 +114,13 @@ class LstmForSequenceClassification(ScratchNetwork):
         if self.config.pooling == "last":
             pooled.append(last)
         return Output(logits=self.classifier(self.dropout(torch.cat(pooled, -1))))
+
+
+def _is_fused(embedded: Tensor) -> bool:
+    """Whether oneDNN has a fused LSTM for this: on CPUs, and for bf16 on those with AVX-512."""
+    if embedded.device.type != "cpu":
+        return False
+    return not torch.is_autocast_enabled("cpu") or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _packed(layers: Iterable[nn.Module], embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

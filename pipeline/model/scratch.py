@@ -41,6 +41,8 @@ class ScratchConfig:
     model_type: ClassVar[str]
 
     def __init__(self, id2label: Mapping[Any, str] | None = None, num_labels: int | None = None, **_: Any) -> None:
+        if id2label is not None and not isinstance(id2label, Mapping):
+            raise ValueError("id2label is no mapping")
         names = id2label or {i: f"LABEL_{i}" for i in range(num_labels or 2)}
         self.id2label = {int(i): str(name) for i, name in names.items()}
 
@@ -104,14 +106,18 @@ class ScratchNetwork(nn.Module):
                 longer fits (the layer that gives the labels, where there are more of them) is drawn anew.
 
         Raises:
-            OSError, ValueError, RuntimeError, safetensors.SafetensorError: a file is missing or damaged, or holds the
+            OSError, ValueError, TypeError, safetensors.SafetensorError: a file is missing or damaged, or holds the
                 weights of another network.
         """
         folder = Path(folder)
         network = cls(cls.config_class(**json.loads((folder / CONFIG).read_text(encoding="utf-8")) | changes))
         found = load_file(folder / WEIGHTS)
+        mine = network.state_dict()
         if changes:
-            mine = network.state_dict()
             found = {k: mine[k] if k in mine and mine[k].shape != v.shape else v for k, v in found.items()}
+        for name in sorted(mine.keys() | found.keys()):
+            one, other = (tuple(s[name].shape) if name in s else "missing" for s in (mine, found))
+            if one != other:
+                raise ValueError(f"{name} should be {one} by config.json and is {other} in {WEIGHTS}")
         network.load_state_dict(found)
         return network.eval()

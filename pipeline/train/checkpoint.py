@@ -36,10 +36,10 @@ def versions() -> dict[str, str]:
 
 
 def save_model(model: nn.Module, tokenizer: Path, card: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint that ``from_pretrained`` and Broadsheet can load.
+    """Write a checkpoint that Broadsheet can load, and ``from_pretrained`` where the model is one of ``transformers``.
 
     Args:
-        model: a transformers model (unwrapped).
+        model: unwrapped.
         tokenizer: folder with the tokenizer's files.
         card: the content of ``broadsheet.json``; ``format`` and ``versions`` are added.
         folder: made if need be.

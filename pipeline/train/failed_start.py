@@ -28,16 +28,16 @@ class FreeFailedStart(WorkerGroupCallback):
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
-        """Around the start of a group, as far as its workers know each other."""
+        """Around the start of a group, as far as its workers know each other.
+
+        What fails later in the start ends the run, and with its controller all is freed: the same command goes on.
+        """
+        self._held = None
         try:
             yield
         except BaseException:
             self._free()
             raise
-
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """What the last start has left, if it failed after all that."""
-        self._free()
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """The group has workers. The first callback of all, or this would come after what fails."""

@@ -73,7 +73,7 @@ def _front_matter(card: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     )
     return (
         ModelCardData(
-            library_name="transformers",
+            library_name="transformers" if card["kind"] == "transformer" else None,
             pipeline_tag="text-classification",
             tags=["text-classification", "broadsheet", card["kind"]],
             datasets=[HUB_DATASETS[dataset]] if dataset in HUB_DATASETS else None,

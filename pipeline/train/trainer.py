@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from pipeline.storage import Place, put_folder
 from pipeline.train import allocator, checkpoint
 from pipeline.train.store import Store, name_of
 
-VERSION = 3  # raise it whenever the same configuration would train differently
+VERSION = 4  # raise it whenever the same configuration would train differently
 SILENCE_SECONDS = 120.0  # without a word from the workers, and a person is told
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
 DEFAULT_RATE = {"transformer": 1e-4, "adapters": 5e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate
@@ -263,7 +264,10 @@ def torch_trainer(
     if layout.use_gpu:
         resources["GPU"] = layout.gpus
     else:
-        environment["worker_runtime_env"] = {"env_vars": {**allocator.settings(), "OMP_NUM_THREADS": "1"}}
+        # The threads of training are set where it begins. Any other pool of threads in the process, and libgomp takes
+        # the cores for overbooked: threads then sleep between operations, and the LSTM takes three times as long.
+        wanted = {**allocator.settings(), "OMP_NUM_THREADS": "1"}
+        environment["worker_runtime_env"] = {"env_vars": {k: v for k, v in wanted.items() if k not in os.environ}}
     scaling: dict[str, Any] = {"use_gpu": layout.use_gpu, "resources_per_worker": resources}
     if config.train.min_workers is None:
         scaling["num_workers"] = layout.workers

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     rank, world, device = seat.rank, seat.world, seat.device()
     if device.type == "cpu":
         torch.set_num_threads(job["threads"])
+        pa.set_cpu_count(job["threads"])
     prepared = Prepared.open(job["prepared"])
     train = sampled(prepared.tokens("train"), config.train.max_rows, config.seed)
     held_out = prepared.tokens("validation") if prepared.rows("validation") else train

@@ -95,18 +95,34 @@ def test_training_goes_on_from_a_checkpoint_with_other_labels(tmp_path: Path) ->
     assert torch.equal(more.embedding.weight, first.embedding.weight)
 
 
-@pytest.mark.parametrize("damage", ["config", "weights", "other"])
-def test_a_damaged_folder_is_named(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"config.json": b"[]"}, "config.json names no model_type"),
+        ({"config.json": b'{"model_type": "broadsheet-lstm", "id2label": ["a"]}'}, "id2label is no mapping"),
+        ({"config.json": b'{"model_type": "broadsheet-lstm", "pad_token_id": 99999}'}, "pad_token_id is 99999"),
+        ({"config.json": b'{"model_type": "broadsheet-lstm", "vocab_size": 11, "hidden": [4]}'},
+         r"embedding.weight should be \(11, 128\) by config.json and is \(10, 128\)"),
+        ({"config.json": b'{"model_type": "broadsheet-lstm", "vocab_size": 10, "hidden": [4, 4]}'}, "is missing in"),
+        ({"model.safetensors": b"nothing"}, "cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_named(damage: dict[str, bytes], said: str, tmp_path: Path) -> None:
     LstmForSequenceClassification(LstmConfig(vocab_size=10, hidden=(4,))).save_pretrained(tmp_path)
-    if damage == "config":
-        (tmp_path / "config.json").write_text("[]")
-    elif damage == "weights":
-        (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    else:
-        LstmForSequenceClassification(LstmConfig(vocab_size=11, hidden=(4,))).save_pretrained(tmp_path / "other")
-        (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="network cannot be loaded"):
+    for name, content in damage.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"network cannot be loaded: .*{said}" if "loaded" not in said else said):
         load(tmp_path)
+
+
+def test_half_precision_works_where_nothing_is_fused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    torch.manual_seed(1)
+    model = LstmForSequenceClassification(LstmConfig(vocab_size=10, hidden=(4,), dropout=0.0))
+    exact = model(IDS, MASK).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not lstm._is_fused(IDS)
+        torch.testing.assert_close(model(IDS, MASK).logits.float(), exact, atol=0.05, rtol=0.05)
 
 
 def test_serving_it_imports_no_transformers(tmp_path: Path) -> None:
