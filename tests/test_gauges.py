@@ -41,6 +41,7 @@ def test_the_page_asks_for_what_there_is() -> None:
 
 
 def test_without_a_ray_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "_gauges", {})
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     gauges.show(gauges.SCORE, 0.5, run="r")
     assert not gauges._gauges

@@ -115,14 +115,14 @@ def test_each_replica_is_on_its_nodes_port_of_metrics(url: str) -> None:
     client.classify(url, "Oil prices")
     (node,) = ray.nodes()
     port = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    own = {s.name for f in text_string_to_metric_families(httpx.get(f"{url}/metrics").text) for s in f.samples}
+    own = {name for name in own if not name.endswith("_created")}
     for _ in range(60):
         families = list(text_string_to_metric_families(httpx.get(port).text))
         samples = {s.name: s for f in families for s in f.samples if s.name.startswith("ray_broadsheet_")}
-        if "ray_broadsheet_drift_bin_total" in samples and samples["ray_broadsheet_texts_total"].value:
+        if {name.removeprefix("ray_") for name in samples} >= own and samples["ray_broadsheet_texts_total"].value:
             break
         time.sleep(1)
-    own = {s.name for f in text_string_to_metric_families(httpx.get(f"{url}/metrics").text) for s in f.samples}
-    own = {name for name in own if not name.endswith("_created")}
     assert {name.removeprefix("ray_") for name in samples} >= own
     share = samples["ray_broadsheet_drift_reference"].labels
     assert {"replica", "deployment", "application", "version", "feature", "bin"} <= set(share)
