@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import secrets
 import socket
 import stat
@@ -35,6 +36,8 @@ CLIENT_HEADER = b"x-broadsheet-client"
 BUFFER_BYTES = 65_536  # per direction of a connection in use: 64 texts of news fit
 REQUEST_S = 30  # for a request to arrive, as far as the buffer holds it
 RETRIES = 2
+CLIENTS = 20_000  # connections, idle ones included
+SPARE_FILES = 500
 
 _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -50,22 +53,28 @@ class Front(NamedTuple):
         host: it listens there.
         cert, key: PEM files for HTTPS; None is plain HTTP.
         token: goes to replicas with the client's address.
+        most: requests that a replica may have in hand, on the average; beyond that HAProxy refuses more itself. None:
+            it does not.
     """
 
     host: str
     cert: str | None
     key: str | None
     token: str
+    most: int | None = None
 
     def serves(self, config: ServeConfig) -> bool:
         """Whether this is the front end of the serve section."""
-        return self == wanted(config)._replace(token=self.token)
+        return self == wanted(config)._replace(token=self.token, most=self.most)
 
 
 def wanted(config: ServeConfig) -> Front:
     """The front end of the serve section, with a token of its own."""
     cert, key = (file and os.path.abspath(os.path.expanduser(file)) for file in (config.tls_cert, config.tls_key))
-    return Front(config.host, cert, key, secrets.token_urlsafe(16))
+    # Texts that wait, those of one forward pass, and what is read or written. A replica refuses what is beyond its
+    # queue, too, but one that has thousands to refuse has no time left for what it has let in.
+    most = config.max_queue + config.batch_tokens // 8 + 64
+    return Front(config.host, cert, key, secrets.token_urlsafe(16), most)
 
 
 def front() -> Front | None:
@@ -204,6 +213,43 @@ def own_front(config_text: str, front: Front, pem: Path | None) -> str:
     return text
 
 
+def within_limits(config_text: str, most: int | None) -> str:
+    """The configuration that refuses what is too much, with 429 as the API does, and has room for more clients.
+
+    Ray's allows 4,096 connections, of which those that idle between two requests are a part: 4,096 clients that came
+    once keep all others out for a minute and a half.
+
+    Args:
+        config_text: Ray's.
+        most: of ``Front``.
+
+    Raises:
+        ValueError: the line of the limit is not there; Ray's template has changed.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clients = (
+        CLIENTS if hard == resource.RLIM_INFINITY else min(CLIENTS, (hard - SPARE_FILES) * 2 // 5)
+    )  # two sockets, half a pipe
+    found = re.search(r"^(\s+maxconn )(\d+)$", config_text, re.MULTILINE)
+    front_end = re.search(r"^frontend http_frontend\n(\s+)bind \S+:\d+.*\n", config_text, re.MULTILINE)
+    if found is None or front_end is None:
+        raise ValueError("Ray's HAProxy configuration has changed: no 'maxconn', or no 'bind' in its front end")
+    clients = max(clients, int(found[2]))
+    lines = [f"http-after-response set-header connection close if {{ fe_conn gt {clients // 2} }}"]
+    backend = re.search(r"^backend (?!default_backend$)(\S+)$", config_text, re.MULTILINE)
+    if most is not None and backend is not None:
+        full = '{"error":"the queues of all replicas are full; try again","error_type":"overloaded"}'
+        lines += [
+            f"http-request set-var(txn.replicas) nbsrv({backend[1]})",
+            "http-request return status 429 content-type application/json hdr retry-after 1 "
+            f"string '{full}' if METH_POST {{ var(txn.replicas) -m int ge 1 }} "
+            f"{{ be_conn({backend[1]}),div(txn.replicas) gt {most} }}",
+        ]
+    added = "".join(f"{front_end[1]}{line}\n" for line in lines)
+    text = config_text[: front_end.end()] + added + config_text[front_end.end() :]
+    return text.replace(found[0], f"{found[1]}{clients}", 1)
+
+
 def with_servers(config_text: str, last: Path, takes_over: bool) -> str:
     """The configuration, or the last one that had replicas in it, where this one has none yet and takes the place of
     one that has: Ray's actor, started anew, hears of them a moment later, and then loads its configuration again.
@@ -237,6 +283,7 @@ def main() -> None:
             text = patient(loopback_admin(path.read_text()))
             if (ours := front()) is not None:
                 text = own_front(text, ours, _certificate(ours, path.with_name(PEM)))
+            text = within_limits(text, ours and ours.most)
             text = with_servers(text, path.with_name(path.name + ".last"), bool(guardian.others(args)))
         except (OSError, ValueError) as e:
             raise SystemExit(f"{SCRIPT}: {path}: {e}") from None

@@ -84,6 +84,28 @@ def test_requests_are_held_until_they_are_whole_and_asked_again_but_for_feedback
             haproxy.patient(before.replace(line, "# gone"))
 
 
+def test_what_is_too_much_is_refused(tmp_path: Path) -> None:
+    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
+    after = haproxy.within_limits(before, 700)
+    (clients,) = re.findall(r"^ +maxconn (\d+)$", after, re.MULTILINE)
+    assert 4_096 <= int(clients) <= haproxy.CLIENTS
+    section = after[after.index("frontend http_frontend") : after.index("backend default_backend")].splitlines()
+    assert section[1] == "    bind 127.0.0.1:8123"
+    assert section[2] == f"    http-after-response set-header connection close if {{ fe_conn gt {int(clients) // 2} }}"
+    assert "{ be_conn(app),div(txn.replicas) gt 700 }" in section[4]
+    body = re.search(r"string '(.*?)'", section[4])
+    assert body is not None
+    assert ErrorBody.model_validate_json(body[1]).error_type == "overloaded"
+    for unlimited in (
+        haproxy.within_limits(before, None),
+        haproxy.within_limits(rendered(tmp_path, "127.0.0.1", 8123, applications=0).read_text(), 700),
+    ):
+        assert "429" not in unlimited
+    for line in ("maxconn 4096", "bind 127.0.0.1:8123"):
+        with pytest.raises(ValueError, match="has changed"):
+            haproxy.within_limits(before.replace(line, "# gone"), 700)
+
+
 FRONT = {"cert": None, "key": None, "token": "t0-ken_"}
 
 
