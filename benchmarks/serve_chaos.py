@@ -163,6 +163,23 @@ def memory(endpoint: Endpoint) -> list[int]:
     return sorted(sizes)
 
 
+def ratios(runs: list[dict[str, Any]], grown: dict[str, list[int]]) -> dict[str, float]:
+    """What came of each fault, in a number or two."""
+    found: dict[str, float] = {}
+    for run in runs:
+        found |= {f"failed_{run['fault']}": run["failed"]}
+        if run["fault"] in ("haproxy", "controller", "replica", "replica_30s"):
+            found[f"recovery_s_{run['fault']}"] = run["recovery_s"]
+        if run["fault"] == "overload":
+            found |= {
+                "goodput_overload": round(run["goodput"] / run["peak_per_s"], 3),
+                "p99_s_overload": (run["p99_ms"] or 0) / 1e3,
+            }
+    if grown:
+        found["memory_growth"] = round(sum(grown["after_mb"]) / sum(grown["before_mb"]), 3)
+    return found
+
+
 def main() -> None:
     """Set the endpoint on fire in every way and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -182,6 +199,7 @@ def main() -> None:
     replicas = [f"serve.min_replicas={arguments.replicas}", f"serve.max_replicas={arguments.replicas}"]
     replicas.append(f"serve.cpus_per_replica={share:g}")
     wanted = arguments.faults.split(",")
+    facts = {"quick": arguments.quick, "checkpoint": arguments.checkpoint or "lstm", "replicas": arguments.replicas}
     runs: list[dict[str, Any]] = []
     if arguments.out.exists():  # a sitting with some of the faults keeps what others found, each with its commit
         before = json.loads(arguments.out.read_text())
@@ -204,6 +222,7 @@ def main() -> None:
                 found_out = asyncio.run(under(fault, endpoint, other, texts, rate, count))
                 runs.append({**found_out, "peak_per_s": peak, "date": made["date"], "commit": made["commit"]})
                 print(runs[-1], flush=True)
+                write({**made, **facts, "runs": runs, "memory": {}, "ratios": ratios(runs, {})}, arguments.out)
         grown = {}
         if not (arguments.quick or arguments.no_memory):
             endpoint = Endpoint(found, folder / "memory.log", [*replicas, *arguments.set])
@@ -213,20 +232,7 @@ def main() -> None:
                 asyncio.run(steady(f"{URL}/v1/classify", texts, peak / 4, 100_000, Load()))
                 grown = {"before_mb": before, "after_mb": memory(endpoint)}
                 print(grown, flush=True)
-    ratios: dict[str, float] = {}
-    for run in runs:
-        ratios |= {f"failed_{run['fault']}": run["failed"]}
-        if run["fault"] in ("haproxy", "controller", "replica", "replica_30s"):
-            ratios[f"recovery_s_{run['fault']}"] = run["recovery_s"]
-        if run["fault"] == "overload":
-            ratios |= {
-                "goodput_overload": round(run["goodput"] / run["peak_per_s"], 3),
-                "p99_s_overload": (run["p99_ms"] or 0) / 1e3,
-            }
-    if grown:
-        ratios["memory_growth"] = round(sum(grown["after_mb"]) / sum(grown["before_mb"]), 3)
-    facts = {"quick": arguments.quick, "checkpoint": arguments.checkpoint or "lstm", "replicas": arguments.replicas}
-    write({**made, **facts, "runs": runs, "memory": grown, "ratios": ratios}, arguments.out)
+    write({**made, **facts, "runs": runs, "memory": grown, "ratios": ratios(runs, grown)}, arguments.out)
 
 
 if __name__ == "__main__":
