@@ -84,8 +84,8 @@ class Jobs:
                     "model.hidden=[32]", "train.workers=1")  # fmt: skip
             return ["tune", *where, *self.data, *lstm, *words(*more)]
         assert stage == "predict"
-        return ["predict", f"{SHARED}/train.parquet", f"{SHARED}/test.parquet", "--checkpoint",
-                f"{SHARED}/train-calm/default", "--out", f"{SHARED}/{name}"]  # fmt: skip
+        model = ["--storage", f"{SHARED}/train-calm", "--checkpoint", f"{SHARED}/train-calm/default"]
+        return ["predict", f"{SHARED}/train.parquet", f"{SHARED}/test.parquet", *model, "--out", f"{SHARED}/{name}"]
 
     def result(self, stage: str, name: str) -> str:
         """One hash over what must be the same."""
@@ -203,7 +203,8 @@ def serving(cluster: Cluster, texts: list[str], kills: int) -> dict[str, Any]:
     """Hosts die under an endpoint that is asked steadily."""
     laptop = cluster.laptop
     sets = words("serve.min_replicas=2", "serve.max_replicas=2", "serve.engine=torch", "serve.cpus_per_replica=1.5")
-    endpoint = ["serve", f"{SHARED}/train-calm/default", "--host", "0.0.0.0", "--insecure", *sets]
+    where = ["--storage", f"{SHARED}/train-calm"]
+    endpoint = ["serve", f"{SHARED}/train-calm/default", *where, "--host", "0.0.0.0", "--insecure", *sets]
     if submitted(laptop, endpoint, STAGE / "logs/serve").wait(PATIENCE_S):
         raise RuntimeError(f"serve: {(STAGE / 'logs/serve').read_text()[-2000:]}")
     url = f"http://{HEAD}:8000/v1/classify"
