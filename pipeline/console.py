@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, TextIO
@@ -184,19 +184,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     out.print(t)
 
 
-def facts(stage: str, pairs: Mapping[str, object]) -> None:
-    """Print several facts of one stage, a line each."""
-    for name, value in pairs.items():
-        say(stage, f"{name}: {value}")
-
-
 def seconds(value: float) -> str:
     """``83.2`` -> ``1 min 23 s``."""
     if value < 60:
         return f"{value:.1f} s"
     return f"{int(value // 60)} min {int(value % 60)} s"
-
-
-def interactive() -> bool:
-    """Whether a person is watching."""
-    return sys.stdout.isatty()

@@ -57,8 +57,8 @@ def show(name: str, value: float, **labels: str) -> None:
 
             _gauges[name] = Gauge(name, HELP[name], tag_keys=KEYS[name])
         _gauges[name].set(value, tags={key: Utf8(labels.get(key, "")) for key in KEYS[name]})
-    except Exception as e:  # the work counts
-        log.debug("%s is not exported: %s", name, e)
+    except (RuntimeError, ValueError, OSError) as e:  # of Ray, as where it is just ending: the work counts
+        log.warning("%s is not exported: %s", name, e)
 
 
 def progress(run: str, stage: str, unit: str, done: float, total: float | None, last: bool = False) -> None:

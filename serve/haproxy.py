@@ -227,14 +227,13 @@ def within_limits(config_text: str, most: int | None) -> str:
         ValueError: the line of the limit is not there; Ray's template has changed.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    clients = (
-        CLIENTS if hard == resource.RLIM_INFINITY else min(CLIENTS, (hard - SPARE_FILES) * 2 // 5)
-    )  # two sockets, half a pipe
+    # Each client takes two sockets and half a pipe.
+    room = CLIENTS if hard == resource.RLIM_INFINITY else min(CLIENTS, (hard - SPARE_FILES) * 2 // 5)
     found = re.search(r"^(\s+maxconn )(\d+)$", config_text, re.MULTILINE)
     front_end = re.search(r"^frontend http_frontend\n(\s+)bind \S+:\d+.*\n", config_text, re.MULTILINE)
     if found is None or front_end is None:
         raise ValueError("Ray's HAProxy configuration has changed: no 'maxconn', or no 'bind' in its front end")
-    clients = max(clients, int(found[2]))
+    clients = max(room, int(found[2]))
     lines = [f"http-after-response set-header connection close if {{ fe_conn gt {clients // 2} }}"]
     backend = re.search(r"^backend (?!default_backend$)(\S+)$", config_text, re.MULTILINE)
     if most is not None and backend is not None:

@@ -78,17 +78,13 @@ class ScratchNetwork(nn.Module):
         """
         raise UserError("train.gradient_checkpointing is for transformers: this network is small, set it to false")
 
-    def save_pretrained(
-        self, folder: str | Path, state_dict: dict[str, Tensor] | None = None, safe_serialization: bool = True
-    ) -> None:
+    def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``.
 
         Args:
             folder: made if need be.
             state_dict: other weights than its own.
-            safe_serialization: there is no other way.
         """
-        assert safe_serialization
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         content = {"architectures": [type(self).__name__], **self.config.to_dict()}

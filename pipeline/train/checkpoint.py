@@ -46,7 +46,7 @@ def save_model(model: nn.Module, tokenizer: Path, card: dict[str, Any], folder: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = adapters.merged(model) if adapters.present(model) else None
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
+    model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
     for weights in folder.glob("*.safetensors"):
         weights.chmod(0o644)  # safetensors keeps them from everybody else; whoever serves may be another user
     for file in tokenizer.iterdir():

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.train.v2._internal.constants import RAY_TRAIN_CALLBACKS_ENV_VAR
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
@@ -57,7 +58,11 @@ class FreeFailedStart(WorkerGroupCallback):
             return
         try:
             held.shutdown()
-        except Exception as e:  # the error of the start counts
+        except (
+            RayError,
+            RuntimeError,
+            ValueError,
+        ) as e:  # of Ray, about what is dead already: the error of the start counts
             log.warning("workers of a group that failed to start may hold their CPUs: %s", e)
 
 

@@ -196,7 +196,7 @@ def write_initial(config: Config, prepared: Prepared, model: ModelSource, place:
     tokenizer = prepared.manifest["tokenizer"]
     network: Any = build.initial(config, model, prepared.labels, tokenizer.get("vocab_size", 0), tokenizer["pad_id"])
     with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
-        network.save_pretrained(temporary, safe_serialization=True)
+        network.save_pretrained(temporary)
         put_folder(Path(temporary), place)
 
 
