@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline import alone, console
 from pipeline import config as configuration
-from pipeline import console
 from pipeline.config import Config
 from pipeline.data import gates, named
 from pipeline.data import prepare as preparation
@@ -154,7 +154,8 @@ def predict(config: Config, files: tuple[str, ...], where: str | None, out: str,
 
     found = checkpoint.find(where or str(Place.of(config.storage) / config.name))
     began = time.monotonic()
-    total = predict_files(files, found, Place.of(out), config, address)
+    with alone.refusing(Place.of(out), "the folder", "give this one another --out"):
+        total = predict_files(files, found, Place.of(out), config, address)
     if total["reused"]:
         console.say("predict", "unchanged, all rows are classified already")
     console.say("predict", f"{total['rows']:,} rows in {console.seconds(time.monotonic() - began)} -> {total['out']}")

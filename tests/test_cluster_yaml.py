@@ -155,6 +155,17 @@ def test_every_ray_start_demands_the_token(config: Config) -> None:
     assert f"chmod 600 {TOKEN}" in config["setup_commands"]
 
 
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster/gcp.yaml"])
+def test_spot_workers_watch_for_their_notice(name: str) -> None:
+    """The line must come back at once, with nothing of it left on the connection, and be right if it runs twice."""
+    config = read(name)
+    (line,) = [one for one in config["worker_start_ray_commands"] if "pipeline.spot" in one]
+    assert config["worker_start_ray_commands"][-1] == line
+    assert line.startswith("RAY_AUTH_MODE=token nohup flock -n ")
+    assert line.split("pipeline.spot")[1].split() == [">", "~/broadsheet-spot.log", "2>&1", "<", "/dev/null", "&"]
+    assert not [one for one in config["head_start_ray_commands"] if "pipeline.spot" in one]
+
+
 def test_the_token_is_where_ray_looks_for_it() -> None:
     from ray._private.authentication.authentication_token_setup import _get_default_token_path
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cloud_metadata import served
 from conftest import unused_port
 
 from pipeline.errors import WorkFailed
@@ -28,6 +29,13 @@ SETS = [
     "model.vocab_size=300", "model.embedding_dim=16", "model.hidden=[16]", "train.epochs=4", "train.batch_tokens=512",
     "train.evaluations=2",
 ]  # fmt: skip
+
+
+SECOND_NODE = """
+import ray, sys
+ray.init(sys.argv[1], log_to_driver=False)
+print(next(n["NodeID"] for n in ray.nodes() if "node:__internal_head__" not in n["Resources"]))
+"""
 
 
 @dataclass
@@ -173,3 +181,46 @@ def test_an_endpoint_that_stays_and_is_stopped(cluster: TwoNodes) -> None:
     assert "endpoint stopped" in cluster.broadsheet("serve", "--stop")
     with pytest.raises(WorkFailed):
         client.classify(f"http://127.0.0.1:{port}", ["red"], top_k=1)
+
+
+@pytest.mark.timeout(400)
+def test_a_spot_node_is_taken_away_with_notice(cluster: TwoNodes) -> None:
+    """The last test of this file: the second node takes nothing more afterwards."""
+    asked = [sys.executable, "-c", SECOND_NODE, cluster.address]
+    node = subprocess.check_output(asked, env=cluster.environment, text=True).split()[-1]
+    log = cluster.folder / "notice.log"
+    sets = ["--set", "train.epochs=40", "--set", "train.batch_tokens=64", "--set", "train.checkpoint_seconds=3600"]
+    command = [
+        sys.executable,
+        "-m",
+        "broadsheet",
+        "train",
+        "--address",
+        cluster.address,
+        *cluster.what("notice"),
+        *sets,
+    ]
+    with served("aws") as aws, log.open("wb") as out:
+        training = subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stdout=out, stderr=out)
+        watch = [sys.executable, "-m", "pipeline.spot", "--metadata", aws.url]
+        watch += ["--address", cluster.address, "--node-id", node]
+        watching = subprocess.Popen(
+            watch, cwd=cluster.folder, env=cluster.environment, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            until = time.monotonic() + 200
+            while "4 workers x 1 CPU" not in log.read_text():
+                assert training.poll() is None, log.read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            aws.seconds = 600  # long enough for this training to end before
+            said, _ = watching.communicate(timeout=100)
+            assert said.endswith("Ray knows, and empties the node\n")
+            assert training.wait(300) == 0, log.read_text()
+        finally:
+            for process in (watching, training):
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+    assert "a node will be taken away" in log.read_text()
+    assert "kept as a checkpoint first" in log.read_text()

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from pipeline import cluster, console, stages
+from pipeline import alone, cluster, console, stages
 from pipeline.config import Config
 from pipeline.data import gates
 from pipeline.errors import UserError, WorkFailed
@@ -56,7 +56,8 @@ def run(config: Config, address: str | None, extend: int = 0, resume: bool = Fal
         resume: whether there must be a search to go on with.
 
     Raises:
-        UserError: the configuration does not fit the data, the cluster or the search that is there.
+        UserError: the configuration does not fit the data, the cluster or the search that is there, or another command
+            searches there.
         WorkFailed: every trial failed; the message carries the first reason.
     """
     folder = folder_of(config)
@@ -73,6 +74,11 @@ def run(config: Config, address: str | None, extend: int = 0, resume: bool = Fal
         raise UserError(f"{folder} holds another training or search: give this one another --name")
     if journal is None and (extend or resume):
         raise UserError(f"no search in {folder} to go on with: begin one with 'broadsheet tune'")
+    with alone.refusing(folder, "the search", "give this one another --name"):
+        _run(config, Journal.load(folder), folder, address, extend)
+
+
+def _run(config: Config, journal: Journal | None, folder: Place, address: str | None, extend: int) -> None:
     job = stages.begin(config, False)
     rate = trainer.learning_rate(job.config, job.model)
     domains = space.space_of(job.config, job.model.kind, rate)

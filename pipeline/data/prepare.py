@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from pipeline import cluster
+from pipeline import alone, cluster, console
 from pipeline.config import Config
 from pipeline.data import (
     augment,
@@ -84,15 +84,22 @@ def prepare(config: Config, model: ModelSource, address: str | None = None) -> t
     if (place / "manifest.json").exists():
         work.delete()
         return Prepared.open(place), True
-    try:
-        Job(config, sources, model, place, work, choose(sources, config.data, address)).run()
-    except BaseException as e:
-        ours = cluster.our_error(e, "data.shard_mb (it then begins anew)")
-        if isinstance(ours, UserError):
-            place.delete()
-            work.delete()
-        if ours is not None:
-            raise ours from None
-        raise
-    work.delete()
+    with alone.waiting(place, _tell):
+        if (place / "manifest.json").exists():  # made by the command that was waited for
+            return Prepared.open(place), True
+        try:
+            Job(config, sources, model, place, work, choose(sources, config.data, address)).run()
+        except BaseException as e:
+            ours = cluster.our_error(e, "data.shard_mb (it then begins anew)")
+            if isinstance(ours, UserError):
+                place.delete()
+                work.delete()
+            if ours is not None:
+                raise ours from None
+            raise
+        work.delete()
     return Prepared.open(place), False
+
+
+def _tell(holder: str) -> None:
+    console.say("prepare", f"another command prepares the same data ({holder}): waiting for it")

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from ray.exceptions import RayError
 from ray.train.v2._internal.constants import RAY_TRAIN_CALLBACKS_ENV_VAR
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 class FreeFailedStart(WorkerGroupCallback):
     """Ends what is left of a group that failed to start, in Ray Train's controller."""
 
+    groups: ClassVar[int] = 0  # whose start was tried, in this process
+
     def __init__(self) -> None:
         self._held: Any = None
 
@@ -33,6 +35,7 @@ class FreeFailedStart(WorkerGroupCallback):
 
         What fails later in the start ends the run, and with its controller all is freed: the same command goes on.
         """
+        FreeFailedStart.groups += 1
         self._held = None
         try:
             yield

@@ -17,6 +17,7 @@ from pipeline import cluster
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
 from pipeline.train import batches, loop
+from pipeline.train.failed_start import FreeFailedStart
 from pipeline.train.store import Store, unwritable
 
 SMALLEST_BUDGET = 64  # of train.batch_tokens
@@ -39,7 +40,7 @@ class FailurePolicy(UserCallback):
     def __init__(self, folder: Place, max_failures: int, batch_tokens: int) -> None:
         self._store = Store(folder, 1)
         self._limit, self._budget = max_failures, batch_tokens
-        self._failures, self._latest = 0, 0
+        self._failures, self._latest, self._group = 0, 0, -1
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise the reason to stop, or return to go on."""
@@ -47,6 +48,10 @@ class FailurePolicy(UserCallback):
             final = verdict(error, self._budget)
             if final is not None:
                 raise final
+        # A group one of whose nodes is being taken away is told of again and again until it is let go of.
+        if self._group == FreeFailedStart.groups:
+            return
+        self._group = FreeFailedStart.groups
         latest = max(self._store.steps(), default=0)
         self._failures = 1 if latest > self._latest else self._failures + 1
         self._latest = max(latest, self._latest)

@@ -27,6 +27,9 @@ class Seat(Protocol):
     def from_rank_zero(self, value: Any) -> Any:
         """The value that rank 0 has."""
 
+    def leaving(self) -> frozenset[str]:
+        """The nodes of this training that are to be taken away soon, by id; all ranks ask alike, and hear the same."""
+
     def report(self, entry: dict[str, float], checkpoint: str, written: Future[None] | None) -> None:
         """Tell of an evaluation; called by all ranks.
 
@@ -57,6 +60,13 @@ class RayTrainSeat:
         from ray.train.collective import broadcast_from_rank_zero
 
         return broadcast_from_rank_zero(value)
+
+    def leaving(self) -> frozenset[str]:
+        """As of ``Seat``."""
+        import ray.train
+
+        notice = ray.train.get_preemption_info()
+        return frozenset(notice.preempted_node_ids if notice is not None else ())
 
     def report(self, entry: dict[str, float], checkpoint: str, written: Future[None] | None) -> None:
         """As of ``Seat``. Ray Train takes the checkpoint as such once it is written; nobody waits for that."""
@@ -105,6 +115,10 @@ class LoneSeat:
     def from_rank_zero(self, value: Any) -> Any:
         """As of ``Seat``."""
         return value
+
+    def leaving(self) -> frozenset[str]:
+        """As of ``Seat``. Nobody tells a process on its own."""
+        return frozenset()
 
     def report(self, entry: dict[str, float], checkpoint: str, written: Future[None] | None) -> None:
         """As of ``Seat``. Whoever is told may end the training at once: so the checkpoint comes first."""

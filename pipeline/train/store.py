@@ -25,6 +25,7 @@ from pipeline.storage import Place, local_folder, put_folder
 from pipeline.train import checkpoint
 
 SCORE = "validation_macro_f1"
+LOOK_SECONDS = 5.0  # between looks for a notice that a node will be taken away
 STALL_SHARE = 0.01  # the next checkpoint waits until the time that the last one took from training is this share
 
 
@@ -202,8 +203,9 @@ class Writer:
         return free and time.monotonic() - self._last >= self.interval
 
     def steps_to_next(self, steps: int, seconds: float) -> int:
-        """In how many steps the next checkpoint will be due, after ``steps`` that took ``seconds``."""
-        left = self.interval - (time.monotonic() - self._last)
+        """In how many steps ranks meet again, after ``steps`` that took ``seconds``: for the next checkpoint, or to
+        hear whether one must be made now."""
+        left = min(self.interval - (time.monotonic() - self._last), LOOK_SECONDS)
         return max(1, round(left * steps / max(seconds, 1e-9)))
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import cluster, console, gauges
+from pipeline import alone, cluster, console, gauges
 from pipeline.config import Config
 from pipeline.data.prepared import Prepared, digest
 from pipeline.errors import WorkFailed
@@ -85,7 +85,7 @@ def train(
         run: the run's folder; ``<storage>/<name>`` if None.
 
     Raises:
-        UserError: the layout does not fit the cluster.
+        UserError: the layout does not fit the cluster, or another command trains this run.
         WorkFailed: training stopped; the message says why and what is kept.
     """
     run = run or Place.of(config.storage) / config.name
@@ -94,6 +94,14 @@ def train(
     done = _finished(final, mark)
     if done:
         return done
+    with alone.refusing(run, "the run", "give this one another --name"):
+        return _trained(config, prepared, model, address, run, mark)
+
+
+def _trained(
+    config: Config, prepared: Prepared, model: ModelSource, address: str | None, run: Place, mark: str
+) -> Trained:
+    final = run / "checkpoint"
     if model.kind == "linear":
         from pipeline.train import linear
 
@@ -356,6 +364,9 @@ def _follow(queue: Any, layout: cluster.Layout, run: str) -> None:
             first, last = time.monotonic(), event["workers"]
         elif event["kind"] == "damaged":
             console.warn("train", f"{event['checkpoint']} is damaged ({event['why']}): taking the one before it")
+        elif event["kind"] == "leaving":
+            nodes = "a node" if event["nodes"] == 1 else f"{event['nodes']} nodes"
+            console.warn("train", f"{nodes} will be taken away: step {event['step']:,} is kept as a checkpoint first")
         elif event["kind"] == "step" and progress is not None:
             rate = event["samples"] / max(1e-9, time.monotonic() - first)
             progress.update(event["step"], f"{rate:.0f} rows/s")

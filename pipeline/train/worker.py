@@ -103,6 +103,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     counted, samples = progress["running"][1], 0
     agreed, agree_at, last = time.monotonic(), progress["step"] + FIRST_STEPS, progress["step"]
     watch = _Clock()
+    known: frozenset[str] = frozenset()  # nodes that will be taken away
     try:
         for step in range(progress["step"], until):
             epoch, rows = plan.batch(step)
@@ -124,8 +125,12 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
             _refuse(total, step + 1)
             running.fill_(total if rank == 0 else 0.0)
             progress |= {"step": step + 1, "running": [total, counted], "seconds": time.monotonic() - began}
+            leaving = seat.leaving() - known
+            if leaving:
+                teller.tell({"kind": "leaving", "nodes": len(leaving), "step": step + 1})
+                known |= leaving
             if not evaluating:
-                if writer is not None and writer.due():
+                if writer is not None and (leaving or writer.due()):
                     writer.put(progress, job["card"])
                 continue
             confusion, summed = loop.evaluate(validation, 4 * config.train.batch_tokens, len(prepared.labels))

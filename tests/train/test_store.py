@@ -21,6 +21,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from pipeline.errors import WorkFailed
 from pipeline.storage import Place
 from pipeline.train import checkpoint, failures
+from pipeline.train.failed_start import FreeFailedStart
 from pipeline.train.store import STALL_SHARE, Store, Writer, kept, name_of, unwritable
 
 
@@ -207,14 +208,20 @@ def test_the_policy_counts_failures_without_progress(tmp_path: Path) -> None:
     store = Store(Place.of(tmp_path), 9)
     policy = failures.FailurePolicy(Place.of(tmp_path), 2, 2048)
     lost = {0: RuntimeError("Connection closed by peer")}
+
+    def lose_a_group() -> None:
+        FreeFailedStart.groups += 1
+        for _ in range(5):  # polled until it is let go of
+            policy.after_exception(None, lost)
+
     for step in (10, 20, 30):  # each time there is a new checkpoint: ten kills in one training are survived
         for _ in range(2):
-            policy.after_exception(None, lost)
+            lose_a_group()
         store.write(step, None, fill)
     for _ in range(2):
-        policy.after_exception(None, lost)
+        lose_a_group()
     with pytest.raises(WorkFailed, match="3 times in a row without a new checkpoint"):
-        policy.after_exception(None, lost)
+        lose_a_group()
     with pytest.raises(WorkFailed, match="no number"):
         policy.after_exception(None, {0: lost[0], 1: WorkFailed("no number")})
 
