@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from measure import RESULTS, machine, trained, write
+from wrk import Wrk
 
 sys.path.pop(0)  # this folder: ``serve`` is the package, not this file
 
@@ -39,21 +39,6 @@ from serve.engine.load import load
 
 HERE = Path(__file__).parent
 CLIENTS, LIST = 32, 64
-SCRIPT = """
-local bodies = {}
-for line in io.lines(os.getenv("BODIES")) do bodies[#bodies + 1] = line end
-local at = tonumber(os.getenv("FIRST")) or 0
-request = function()
-  at = at % #bodies + 1
-  return wrk.format("POST", wrk.path, {["content-type"] = "application/json"}, bodies[at])
-end
-done = function(summary, latency, requests)
-  local e = summary.errors
-  io.write(string.format('\\nRESULT {"requests": %d, "seconds": %f, "failed": %d, "p50_ms": %f, "p99_ms": %f}\\n',
-    summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.status + e.timeout,
-    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
-end
-"""
 
 
 class Server:
@@ -85,18 +70,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-
-
-def load_with(url: str, bodies: Path, script: Path, clients: int, seconds: float) -> dict[str, Any]:
-    """What wrk saw."""
-    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(script), url]
-    environment = {**os.environ, "BODIES": str(bodies)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    line = next((ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")), None)
-    if line is None:
-        sys.exit(f"wrk failed:\n{done.stdout}{done.stderr}")
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return {**found, "per_s": round(found["requests"] / found["seconds"], 2)}
 
 
 def in_process(engine: Any, texts: list[str], batch_tokens: int) -> dict[str, float]:
@@ -133,8 +106,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 s of each load, once")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve.json")
     arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("install wrk first, for example with 'apt install wrk'")
     where = Path(os.environ.get("BROADSHEET_DATA") or sys.exit("set BROADSHEET_DATA to a folder with ag_news"))
     seconds, repeats = (3.0, 1) if arguments.quick else (arguments.seconds, arguments.repeats)
     texts = pq.read_table(where / "ag_news" / "test.parquet", columns=["text"])["text"].to_pylist()
@@ -142,10 +113,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serve-") as temporary:
         folder = Path(temporary)
         found = str(checkpoints.find(arguments.checkpoint or trained(folder / "runs")))
-        script, one, lists = folder / "post.lua", folder / "one.jsonl", folder / "lists.jsonl"
-        script.write_text(SCRIPT)
-        one.write_text("".join(json.dumps({"inputs": t}) + "\n" for t in texts))
-        lists.write_text("".join(json.dumps({"inputs": texts[i : i + LIST]}) + "\n" for i in range(0, 3_200, LIST)))
         cores = os.cpu_count() or 1
         _, record = load(found, ServeConfig(), print)  # as a replica of one core does: the same engine for the baseline
         config = ServeConfig(cpus_per_replica=cores, engine=record.choice.batch)
@@ -166,11 +133,13 @@ def main() -> None:
             for side, (command, url) in sides.items():
                 with Server(command, url, folder / f"{side}.log"):
                     same = sum(a == b for a, b in zip(known, labels_of(url, texts[:200]), strict=True)) / 200
-                    load_with(url, one, script, CLIENTS, min(3.0, seconds))
+                    one = Wrk(url, texts)
+                    lists = Wrk(url, [texts[i : i + LIST] for i in range(0, 3_200, LIST)])
+                    one.run(CLIENTS, min(3.0, seconds))
                     run: dict[str, Any] = {"side": side, "turn": turn, "same_labels": same}
-                    run["clients_32"] = load_with(url, one, script, CLIENTS, seconds)
-                    run["client_1"] = load_with(url, one, script, 1, seconds / 2)
-                    run["lists_of_64"] = load_with(url, lists, script, 1, seconds)
+                    run["clients_32"] = one.run(CLIENTS, seconds)
+                    run["client_1"] = one.run(1, seconds / 2)
+                    run["lists_of_64"] = lists.run(1, seconds)
                     runs.append(run)
                     print(run, flush=True)
 

@@ -10,7 +10,8 @@ fault gets 20,000 requests at a steady rate (an open loop, see ``load.py``), a q
 - ``disconnect``: beside the load, clients send a request and hang up before the answer.
 - ``slow``: beside the load, 100 clients drip a byte of their request each second.
 - ``haproxy``, ``controller``: that process gets SIGKILL, three times.
-- ``overload``: ten times what the endpoint can do.
+- ``overload``: ten times what the endpoint can do, by ``wrk``, since the load shares its cores; a few requests of the
+  open loop beside it say how long those wait that are let in.
 
 A request has failed if it was answered neither 2xx nor 429 with Retry-After. Then 100,000 requests follow, and the
 memory of replicas is compared before and after (``--no-memory`` leaves that out). Without ``--checkpoint`` the LSTM of
@@ -39,9 +40,13 @@ import pyarrow.parquet as pq
 from endpoint import PORT, REPLICA, URL, Endpoint, serving, twin
 from load import Load, closed, steady
 from measure import RESULTS, machine, trained, write
+from wrk import Wrk
 
+from pipeline.config import ServeConfig
 from pipeline.train import checkpoint as checkpoints
 
+PAUSE_MS = 1_000  # of a client that was refused, as Retry-After asks
+BESIDE_PER_S = 20
 CONTROLLER = b"ray::ServeController"
 FAULTS = ("replica", "replica_30s", "update", "disconnect", "slow", "haproxy", "controller", "overload")
 
@@ -126,9 +131,6 @@ class Fire:
 
         await asyncio.gather(*(suppressed() for _ in range(100)))
 
-    async def overload(self) -> None:
-        """The load alone."""
-
 
 def _head(length: int) -> bytes:
     lines = ("POST /v1/classify HTTP/1.1", f"host: 127.0.0.1:{PORT}", "content-type: application/json",
@@ -149,6 +151,32 @@ async def under(
         "requests": len(load.answers), "failed": load.failed,
         "outcomes": load.outcomes, "faults": len(fire.at), "recovery_s": load.recovery_s(fire.at), "others": fire.seen,
         "p50_ms": load.latency_ms(0.5), "p99_ms": load.latency_ms(0.99), "goodput": load.goodput,
+    }  # fmt: skip
+
+
+async def overloaded(wrk: Wrk, texts: list[str], peak: float, held: int, seconds: float) -> dict[str, Any]:
+    """Ten times the peak for a while; returns the figures.
+
+    Args:
+        wrk: for the endpoint.
+        texts: of the requests beside it.
+        peak: requests a second that the endpoint can answer.
+        held: requests that it lets wait; their clients ask nothing meanwhile.
+        seconds: how long.
+    """
+    load = Load()
+    clients = held + round(10 * peak * PAUSE_MS / 1e3)
+    crowd, _ = await asyncio.gather(
+        wrk.running(clients, seconds, PAUSE_MS),
+        steady(f"{URL}/v1/classify", texts, BESIDE_PER_S, round(BESIDE_PER_S * seconds), load),
+    )
+    failed = crowd["other_status"] + crowd["refused_without_retry_after"]
+    failed += crowd["connect"] + crowd["read"] + crowd["write"] + crowd["timeout"]
+    return {
+        "fault": "overload", "rate": round(10 * peak, 1), "offered": crowd["per_s"], "clients": clients,
+        "requests": crowd["requests"] + len(load.answers), "failed": failed + load.failed, "crowd": crowd,
+        "outcomes": load.outcomes, "p50_ms": load.latency_ms(0.5), "p99_ms": load.latency_ms(0.99),
+        "goodput": round(crowd["ok"] / crowd["seconds"] + sum(a.ok for a in load.answers) / seconds, 1),
     }  # fmt: skip
 
 
@@ -218,9 +246,15 @@ def main() -> None:
                 if not peak:
                     peak = asyncio.run(closed(classify, texts, 32, 5 if arguments.quick else 15))
                     print(f"peak {peak} requests/s", flush=True)
-                rate = peak * 10 if fault == "overload" else peak / 4
-                found_out = asyncio.run(under(fault, endpoint, other, texts, rate, count))
-                runs.append({**found_out, "peak_per_s": peak, "date": made["date"], "commit": made["commit"]})
+                most = peak
+                if fault == "overload":
+                    wrk, seconds = Wrk(classify, texts), 5.0 if arguments.quick else 30.0
+                    most = wrk.run(32, seconds / 2)["per_s"]
+                    held = arguments.replicas * ServeConfig().max_queue
+                    found_out = asyncio.run(overloaded(wrk, texts, most, held, seconds))
+                else:
+                    found_out = asyncio.run(under(fault, endpoint, other, texts, peak / 4, count))
+                runs.append({**found_out, "peak_per_s": most, "date": made["date"], "commit": made["commit"]})
                 print(runs[-1], flush=True)
                 write({**made, **facts, "runs": runs, "memory": {}, "ratios": ratios(runs, {})}, arguments.out)
         grown = {}

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.model import adapters
 from pipeline.storage import Place
+from pipeline.train.average import Average
 
 CARD = "broadsheet.json"
 STATE = ("optimizer.safetensors", "progress.json")
 SEAL = "checkpoint.json"  # written last: a folder without it is none
 FORMAT = 1
-LEARNED = "value"  # of a parameter that a merged model does not show
+LEARNED = "value"  # of a parameter, where the saved model shows another: one with adapters merged in, or an average
+AVERAGE = "average"  # of the values of a parameter
 
 
 def versions() -> dict[str, str]:
@@ -66,15 +68,26 @@ def _limit_tokens(file: Path, max_tokens: int) -> None:
 class Snapshot:
     """Weights and moments as they were after one step, in host memory: written out while training goes on.
 
+    Attributes:
+        model: the weights to be evaluated and served.
+        moments: and whatever else going on takes, by parameter and kind.
+
     Args:
         network: the model (unwrapped). A twin of it holds the copied weights, so that whatever can be saved of the
             model can be saved of the copy.
         optimizer: over its parameters.
         twin: a copy of it in host memory, made before it went to its device; None: made here.
+        average: of its weights, which is what is saved of the model then.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, twin: nn.Module | None = None) -> None:
-        self._network, self._optimizer = network, optimizer
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        twin: nn.Module | None = None,
+        average: Average | None = None,
+    ) -> None:
+        self._network, self._optimizer, self._average = network, optimizer, average
         self.model = twin if twin is not None else copy.deepcopy(network).to("cpu")
         self.moments: dict[str, Tensor] = {}
 
@@ -84,8 +97,16 @@ class Snapshot:
             mine = self.model.state_dict()
             for name, value in self._network.state_dict().items():
                 mine[name].copy_(value)
+            averages = self._average.values if self._average is not None else {}
+            merged = adapters.present(self._network)
             for name, parameter in self._network.named_parameters():
-                for key, value in self._optimizer.state.get(parameter, {}).items():
+                kept = dict(self._optimizer.state.get(parameter, {}))
+                if parameter.requires_grad and (averages or merged):
+                    kept[LEARNED] = parameter
+                if name in averages:
+                    kept[AVERAGE] = averages[name]
+                    mine[name].copy_(averages[name])
+                for key, value in kept.items():
                     at, value = f"{name}|{key}", torch.as_tensor(value).detach()
                     if at in self.moments:
                         self.moments[at].copy_(value)
@@ -98,13 +119,9 @@ class Snapshot:
         return next((n for n, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
 
 
-def save_state(model: nn.Module, moments: dict[str, Tensor], progress: dict[str, Any], folder: Path) -> None:
-    """Write the optimizer's moments (by parameter name), adapters that are being trained, and how far training is."""
-    state = dict(moments)
-    if adapters.present(model):
-        learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        state |= {f"{name}|{LEARNED}": p.detach().cpu().contiguous() for name, p in learned.items()}
-    save_file(state, folder / STATE[0])
+def save_state(moments: dict[str, Tensor], progress: dict[str, Any], folder: Path) -> None:
+    """Write what a snapshot holds besides the model, and how far training is."""
+    save_file(moments, folder / STATE[0])
     (folder / STATE[1]).write_text(json.dumps(progress), encoding="utf-8")
 
 
@@ -141,8 +158,10 @@ def _digest(file: Path) -> str:
     return total.hexdigest()
 
 
-def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
-    """Restore weights and moments in place; returns the progress."""
+def load_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, average: Average | None = None
+) -> dict[str, Any]:
+    """Restore weights, moments and the average in place; returns the progress."""
     tensors = load_file(folder / STATE[0])
     if not adapters.present(model):  # else what is in the folder is merged: all that was learned is in the state
         weights = load_file(folder / "model.safetensors")
@@ -152,9 +171,11 @@ def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path)
             raise UserError(f"{folder}: the checkpoint belongs to another network")
     for name, parameter in model.named_parameters():
         state = {k.split("|")[1]: v for k, v in tensors.items() if k.split("|")[0] == name}
-        learned = state.pop(LEARNED, None)
+        learned, averaged = state.pop(LEARNED, None), state.pop(AVERAGE, None)
         if learned is not None:
             parameter.data.copy_(learned)
+        if averaged is not None and average is not None:
+            average.values[name].copy_(averaged)
         if state:
             optimizer.state[parameter] = {
                 # Fused kernels want the step on the parameter's device, too.

@@ -36,6 +36,20 @@ class TrainConfig(Section):
     warmup: float = Field(
         0.06, ge=0, lt=1, description="Share of the steps with a rising rate; it falls linearly to 0 after."
     )
+    ema_decay: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Decay per step of the moving average of weights that is evaluated and kept; 0: the weights "
+        "themselves; null: 0.999 for lstm, else 0.",
+    )
+    adversarial: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Learn each batch once more with token vectors changed against the loss by this share of their "
+        "length (twice the time); 0: do not; null: 0.1 for lstm, else 0.",
+    )
     clip_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
     freeze_embeddings: bool = Field(
         False, description="Leave the token embeddings as they are: faster steps, a little less accuracy."

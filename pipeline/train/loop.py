@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.data.prepared import Tokens
 from pipeline.train import batches
+from pipeline.train.adversarial import Adversary
 from pipeline.train.distributed import Exchange
 
 
@@ -76,6 +77,7 @@ class Loop:
         label_smoothing: share of the target that is spread over all labels.
         micro_tokens: tokens (padding included) of one forward pass; a larger share of a batch is done in pieces,
             whose gradients add up.
+        adversary: changes the token vectors of a second pass over each batch; None: there is none.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Loop:
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
     micro_tokens: int | None = None
+    adversary: Adversary | None = None
 
     def step(self, step: int, global_batch: batches.Rows, learning_rate: float) -> Tensor:
         """Take one step on this rank's share of a global batch.
@@ -112,15 +115,12 @@ class Loop:
         self.model.train()
         part = torch.zeros((), device=self.device)
         for k, piece in enumerate(pieces):
-            inputs, mask, labels = self._batch(self.tokens, piece)
-            # Gradients are exchanged once, with the last piece.
-            alone = self.world > 1 and k + 1 < len(pieces)
-            with self.model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-                with autocast(self.precision, self.device):
-                    logits = self.model(input_ids=inputs, attention_mask=mask).logits
-                loss = scale * self._loss(logits.float(), labels)
-                (loss * self.world).backward()
-            part += loss.detach()
+            batch = self._batch(self.tokens, piece)
+            last = k + 1 == len(pieces)
+            part += self._pass(*batch, scale, last and self.adversary is None)
+            if self.adversary is not None:
+                with self.adversary.at_work(batch[1]):
+                    self._pass(*batch, scale, last)
         if self.exchange is not None:
             self.exchange(global_batch)
         self._clip()
@@ -129,6 +129,20 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return part
+
+    def _pass(self, inputs: Tensor, mask: Tensor, labels: Tensor, scale: float, last: bool) -> Tensor:
+        """Forward and backward; gradients add up, and are exchanged with the last pass of a step.
+
+        Returns:
+            The loss of these rows' part of the mean, detached.
+        """
+        alone = self.world > 1 and not last
+        with self.model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            with autocast(self.precision, self.device):
+                logits = self.model(input_ids=inputs, attention_mask=mask).logits
+            loss = scale * self._loss(logits.float(), labels)
+            (loss * self.world).backward()
+        return loss.detach()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over rows."""

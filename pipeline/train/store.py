@@ -241,7 +241,7 @@ class Writer:
 
             def fill(folder: Path) -> None:
                 self._save(card, folder)
-                checkpoint.save_state(self._snapshot.model, self._snapshot.moments, progress, folder)
+                checkpoint.save_state(self._snapshot.moments, progress, folder)
 
             self._store.write(progress["step"], score, fill)
         except BaseException:

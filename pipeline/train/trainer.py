@@ -7,14 +7,13 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import alone, cluster, console, gauges
+from pipeline import alone, cluster, console
 from pipeline.config import Config
 from pipeline.data.prepared import Prepared, digest
 from pipeline.errors import WorkFailed
@@ -24,8 +23,9 @@ from pipeline.train import allocator, checkpoint
 from pipeline.train.store import Store, name_of
 
 VERSION = 4  # raise it whenever the same configuration would train differently
-SILENCE_SECONDS = 120.0  # without a word from the workers, and a person is told
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
+DEFAULT_EMA = {"lstm": 0.999}
+DEFAULT_ADVERSARIAL = {"lstm": 0.1}
 DEFAULT_RATE = {"transformer": 1e-4, "adapters": 5e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate
 
 
@@ -52,6 +52,18 @@ def learning_rate(config: Config, model: ModelSource) -> float:
     return config.train.learning_rate or DEFAULT_RATE[kind]
 
 
+def ema_decay(config: Config, model: ModelSource) -> float:
+    """The configured decay of the average of weights, or the recipe's for this kind of model; 0 is none."""
+    decay = config.train.ema_decay
+    return DEFAULT_EMA.get(model.kind, 0.0) if decay is None else decay
+
+
+def adversarial(config: Config, model: ModelSource) -> float:
+    """The configured size of adversarial changes, or the recipe's for this kind of model; 0 is none."""
+    size = config.train.adversarial
+    return DEFAULT_ADVERSARIAL.get(model.kind, 0.0) if size is None else size
+
+
 def fingerprint(config: Config, prepared: Prepared, model: ModelSource) -> str:
     """What the trained weights depend on, the number of workers left out: the global batches are the same."""
     train = config.train.model_dump(
@@ -64,6 +76,8 @@ def fingerprint(config: Config, prepared: Prepared, model: ModelSource) -> str:
         config.model.model_dump(mode="json", exclude={"name"}),
         config.seed,
         learning_rate(config, model),
+        ema_decay(config, model),
+        adversarial(config, model),
     )
     return digest(str(VERSION), prepared.fingerprint, model.identity, *(json.dumps(p, sort_keys=True) for p in parts))
 
@@ -239,6 +253,8 @@ def job(
         "prepared": str(prepared.place),
         "initial": str(initial),
         "learning_rate": learning_rate(config, model),
+        "ema_decay": ema_decay(config, model),
+        "adversarial": adversarial(config, model),
         "card": card(config, prepared, model),
         "threads": layout.cpus,
         "until": until,
@@ -314,12 +330,13 @@ def _fit(
 
     from pipeline.train.failed_start import freed
     from pipeline.train.failures import stopped
+    from pipeline.train.follow import follow
 
     (work / mark / "checkpoint_manager_snapshot.json").delete()  # see torch_trainer
     # On the driver's own node: another one may be lost.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    follower = threading.Thread(target=_follow, args=(queue, layout, config.name), daemon=True)
+    follower = threading.Thread(target=follow, args=(queue, layout, config.name), daemon=True)
     follower.start()
     settings = job(config, prepared, model, layout, work / f"initial-{mark}", queue)
     try:
@@ -331,52 +348,3 @@ def _fit(
         queue.actor.put_nowait.remote({"kind": "end"})
         follower.join(timeout=5)
         queue.shutdown(force=True)
-
-
-def _follow(queue: Any, layout: cluster.Layout, run: str) -> None:
-    """Show what rank 0 tells, until the end."""
-    from ray.util.queue import Empty
-
-    progress: console.Bar | None = None
-    first, last = 0.0, layout.workers
-    while True:
-        try:
-            event = queue.get(timeout=SILENCE_SECONDS)
-        except Empty:
-            have, silence = cluster.resources().line(), console.seconds(SILENCE_SECONDS)
-            console.warn("train", f"no word from the workers for {silence}: waiting; {layout.arithmetic()} are "
-                         f"planned, the cluster has {have}")  # fmt: skip
-            continue
-        except Exception:  # the queue went away with its cluster: nothing left to show
-            break
-        if event["kind"] == "start":
-            if progress is not None:
-                progress.close()
-                changed = f" with {event['workers']} of {layout.workers} workers" if event["workers"] != last else ""
-                why = "there is room for more workers" if event["workers"] > last else "a worker was lost"
-                console.warn("train", f"{why}: resuming{changed} from step {event['step']:,}")
-            elif event["step"]:
-                console.say("train", f"resuming an unfinished training from step {event['step']:,}")
-            now = replace(layout, workers=event["workers"])
-            console.say("train", f"{now.arithmetic()}, {event['device']}, {event['precision']}, "
-                        f"{event['rows']:,} rows, {event['steps']:,} steps")  # fmt: skip
-            progress = console.Bar("train", "steps", event["steps"])
-            first, last = time.monotonic(), event["workers"]
-        elif event["kind"] == "damaged":
-            console.warn("train", f"{event['checkpoint']} is damaged ({event['why']}): taking the one before it")
-        elif event["kind"] == "leaving":
-            nodes = "a node" if event["nodes"] == 1 else f"{event['nodes']} nodes"
-            console.warn("train", f"{nodes} will be taken away: step {event['step']:,} is kept as a checkpoint first")
-        elif event["kind"] == "step" and progress is not None:
-            rate = event["samples"] / max(1e-9, time.monotonic() - first)
-            progress.update(event["step"], f"{rate:.0f} rows/s")
-        elif event["kind"] == "evaluation":
-            for figure in ("loss", "validation_loss", "validation_accuracy", "validation_macro_f1"):
-                gauges.show(gauges.SCORE, event[figure], run=run, stage="train", figure=figure)
-            console.say("train", f"step {event['step']:,} (epoch {event['epoch']:.2f}): loss {event['loss']:.4f}, "
-                        f"validation accuracy {event['validation_accuracy']:.4f}, "
-                        f"macro F1 {event['validation_macro_f1']:.4f}")  # fmt: skip
-        elif event["kind"] == "end":
-            break
-    if progress is not None:
-        progress.close()

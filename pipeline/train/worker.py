@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -20,10 +21,12 @@ from pipeline.evaluate import metrics
 from pipeline.model import adapters, build
 from pipeline.storage import Place, local_folder
 from pipeline.train import batches, checkpoint, failures, recipe
+from pipeline.train.adversarial import Adversary
+from pipeline.train.average import Average
 from pipeline.train.distributed import Exchange, wrap
 from pipeline.train.loop import Loop, precision
 from pipeline.train.seat import Seat
-from pipeline.train.store import SCORE, Store, Writer, name_of, not_finite
+from pipeline.train.store import LOOK_SECONDS, SCORE, Store, Writer, name_of, not_finite
 
 TELL_EVERY_SECONDS = 1.0
 FIRST_STEPS = 8  # after so many, ranks agree on the time of the first checkpoint
@@ -34,8 +37,8 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
 
     Args:
         job: ``config`` (dumped), ``prepared`` and ``initial`` (places), ``folder`` (of the checkpoints), ``card`` (for
-            broadsheet.json), ``threads``, ``until`` (the evaluation to stop after; None: the last) and ``tell``, an
-            actor queue for progress or None.
+            broadsheet.json), ``learning_rate`` (the peak), ``ema_decay`` and ``adversarial`` (0: none), ``threads``,
+            ``until`` (the evaluation to stop after; None: the last) and ``tell``, an actor queue for progress or None.
         seat: of this process among those that train.
 
     Raises:
@@ -73,7 +76,9 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     optimizer = recipe.optimizer_for(network, peak, settings.weight_decay, settings.layer_decay)
     teller = _Teller(job["tell"] if rank == 0 else None)
     store = Store(Place(job["folder"]), config.train.keep_checkpoints)
-    progress = _resume(store, network, optimizer, teller, seat, device)
+    average = Average(network, job["ema_decay"]) if job["ema_decay"] else None
+    adversary = Adversary(network, job["adversarial"]) if job["adversarial"] else None
+    progress = _resume(store, network, optimizer, average, teller, seat, device)
     writer = None
     if rank == 0:
 
@@ -81,7 +86,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
             with local_folder(prepared.place / "tokenizer") as tokenizer:
                 checkpoint.save_model(snapshot.model, tokenizer, card, folder)
 
-        snapshot = checkpoint.Snapshot(network, optimizer, twin)
+        snapshot = checkpoint.Snapshot(network, optimizer, twin, average)
         writer = Writer(store, snapshot, save, config.train.checkpoint_seconds, progress["stalled"])
     model: nn.Module = network
     exchange: Exchange | None = None
@@ -92,6 +97,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     loop = Loop(
         model, optimizer, train, pad_id, device, kind, settings.clip_norm, config.seed, rank, world, exchange,
         weights.to(device) if weights is not None else None, settings.label_smoothing, settings.micro_batch_tokens,
+        adversary,
     )  # fmt: skip
     facts = {"device": str(device), "precision": f"{kind} ({why})", "threads": torch.get_num_threads()}
     facts |= {"steps": plan.steps, "rows": len(train), "workers": world}
@@ -102,13 +108,15 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     running += progress["running"][0] if rank == 0 else 0.0
     counted, samples = progress["running"][1], 0
     agreed, agree_at, last = time.monotonic(), progress["step"] + FIRST_STEPS, progress["step"]
-    watch = _Clock()
+    watch, look = _Clock(TELL_EVERY_SECONDS), _Clock(LOOK_SECONDS)
     known: frozenset[str] = frozenset()  # nodes that will be taken away
     try:
         for step in range(progress["step"], until):
             epoch, rows = plan.batch(step)
             rate = batches.learning_rate_at(step, plan.steps, peak, config.train.warmup)
             running += loop.step(step, rows, rate).double()
+            if average is not None:
+                average.update(step + 1)
             counted, samples = counted + 1, samples + len(rows)
             if watch.due():
                 _refuse(float(running), step + 1)
@@ -119,13 +127,15 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
             if not evaluating and step + 1 < agree_at:
                 continue
             wait = writer.steps_to_next(step + 1 - last, time.monotonic() - agreed) if writer is not None else 0
-            both = _summed(torch.stack([running, torch.full_like(running, wait)]), world)
-            agree_at, agreed, last = step + 1 + int(both[1]), time.monotonic(), step + 1
-            total = float(both[0])
+            ask = rank == 0 and look.due()
+            sums = torch.tensor([0.0, wait, ask], dtype=torch.float64, device=device)
+            sums[0] = running
+            total, wait, ask = _summed(sums, world).tolist()
+            agree_at, agreed, last = step + 1 + int(wait), time.monotonic(), step + 1
             _refuse(total, step + 1)
             running.fill_(total if rank == 0 else 0.0)
             progress |= {"step": step + 1, "running": [total, counted], "seconds": time.monotonic() - began}
-            leaving = seat.leaving() - known
+            leaving = seat.leaving() - known if ask else frozenset()
             if leaving:
                 teller.tell({"kind": "leaving", "nodes": len(leaving), "step": step + 1})
                 known |= leaving
@@ -133,7 +143,8 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
                 if writer is not None and (leaving or writer.due()):
                     writer.put(progress, job["card"])
                 continue
-            confusion, summed = loop.evaluate(validation, 4 * config.train.batch_tokens, len(prepared.labels))
+            with average.applied() if average is not None else contextlib.nullcontext():
+                confusion, summed = loop.evaluate(validation, 4 * config.train.batch_tokens, len(prepared.labels))
             both = _summed(torch.cat([confusion.view(-1), summed]), world)
             figures = metrics.from_confusion(both[:-1].view_as(confusion).round().long().cpu().numpy(), prepared.labels)
             entry = {
@@ -172,6 +183,7 @@ def _resume(
     store: Store,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
+    average: Average | None,
     teller: _Teller,
     seat: Seat,
     device: torch.device,
@@ -184,7 +196,7 @@ def _resume(
         with store.opened(step) as (folder, damage):
             bad = _summed(torch.tensor(float(damage is not None), device=device), seat.world)
             if not bad:
-                return checkpoint.load_state(network, optimizer, folder)
+                return checkpoint.load_state(network, optimizer, folder, average)
         if seat.rank == 0:
             store.remove(step)  # else it would count among the latest, which are kept
             why = damage or "another worker could not read it"
@@ -217,13 +229,13 @@ def _summed(value: Tensor, world: int) -> Tensor:
 
 
 class _Clock:
-    """Ticks every second."""
+    """Ticks every so many seconds, if it is looked at."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
 
     def due(self) -> bool:
-        if time.monotonic() - self._last < TELL_EVERY_SECONDS:
+        if time.monotonic() - self._last < self._seconds:
             return False
         self._last = time.monotonic()
         return True

@@ -80,7 +80,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path) -> None:
     optimizer.step()
     snapshot = checkpoint.Snapshot(first, optimizer)
     snapshot.take()
-    checkpoint.save_state(snapshot.model, snapshot.moments, {"step": 1}, tmp_path)
+    checkpoint.save_state(snapshot.moments, {"step": 1}, tmp_path)
     assert checkpoint.load_state(second, other, tmp_path) == {"step": 1}
     for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(a, b), name

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from small import network, tokens
 
 from pipeline.train import recipe
+from pipeline.train.adversarial import Adversary
 from pipeline.train.batches import pad
 from pipeline.train.distributed import wrap
 from pipeline.train.loop import Loop, precision
 
 CPU = torch.device("cpu")
-MICRO = (None, 16)
+WAYS = [(micro, size) for micro in (None, 16) for size in (0.0, 0.2)]
 
 
 def loop(model: Any, **more: Any) -> Loop:
@@ -34,9 +35,9 @@ def batches() -> list[np.ndarray]:
     return [rows[np.argsort(-lengths[rows], kind="stable")] for rows in parts]
 
 
-def trained(**more: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+def trained(size: float = 0.0, **more: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
     model = network()
-    one = loop(model, **more)
+    one = loop(model, adversary=Adversary(model, size) if size else None, **more)
     losses = [float(one.step(i, rows, 1e-2)) for i, rows in enumerate(batches())]
     return {k: v.clone() for k, v in model.state_dict().items()}, losses
 
@@ -78,22 +79,24 @@ def test_gradients_are_clipped_only_above_the_norm() -> None:
 def _rank(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    for micro in MICRO:
+    for micro, size in WAYS:
         model = network()
         wrapped, exchange = wrap(model, CPU, tokens(), 0)
-        ours = loop(model, wrapped=wrapped, rank=rank, world=2, exchange=exchange, micro_tokens=micro)
+        adversary = Adversary(model, size) if size else None
+        more = {"rank": rank, "world": 2, "exchange": exchange, "micro_tokens": micro, "adversary": adversary}
+        ours = loop(model, wrapped=wrapped, **more)
         losses = [float(ours.step(i, rows, 1e-2)) for i, rows in enumerate(batches())]
-        save_file({**model.state_dict(), "losses": torch.tensor(losses)}, f"{folder}/{micro}-{rank}.safetensors")
+        save_file({**model.state_dict(), "losses": torch.tensor(losses)}, f"{folder}/{micro}-{size}-{rank}.safetensors")
     dist.destroy_process_group()
 
 
 def test_two_ranks_take_the_step_of_one(tmp_path: Path) -> None:
     """The embedding's rows are exchanged apart from the rest: all of it must come out as in one process."""
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
-    alone, losses = trained()
     untouched = network().state_dict()["bert.embeddings.word_embeddings.weight"][40:]
-    for micro in MICRO:
-        first, second = (load_file(tmp_path / f"{micro}-{rank}.safetensors") for rank in (0, 1))
+    for micro, size in WAYS:
+        alone, losses = trained(size)
+        first, second = (load_file(tmp_path / f"{micro}-{size}-{rank}.safetensors") for rank in (0, 1))
         assert (first.pop("losses") + second.pop("losses")).tolist() == pytest.approx(losses, rel=1e-5)
         for name, value in alone.items():
             assert torch.equal(first[name], second[name]), f"{name}: the ranks drifted apart"

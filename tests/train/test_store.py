@@ -268,7 +268,7 @@ from pipeline.train.store import Store
 store = Store(Place.of(sys.argv[1]), 2)
 for step, size in ((1, 1_000), (2, 1_000_000)):
     try:
-        state = torch.nn.Identity(), {"w": torch.zeros(size)}, {}
+        state = {"w": torch.zeros(size)}, {}
         store.write(step, None, lambda folder: checkpoint.save_state(*state, folder))
     except WorkFailed as e:
         print(e)
