@@ -14,6 +14,8 @@ autoscaler does.
 - ``predict``: all texts of AG News; rows are compared, each must be there once.
 - ``serve``: two replicas, on both hosts, and a steady load at the head's address: requests that fail are counted.
 - ``cut``: ``train`` again, and the host only loses its cable, for 20 seconds.
+- ``notice``: ``train`` again, with ten minutes between checkpoints; as a spot instance the host hears of its end 40
+  seconds before (from a metadata service on this machine that answers as AWS's does).
 
 Not part of any suite: it needs root, sshd and most of an hour.
 """
@@ -27,6 +29,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +45,8 @@ from measure import RESULTS, ROOT, machine, write
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from host_spaces import HOSTS, SHARED, STAGE, CannotRun, check, cut, hosts, power_off, power_on, say
+from cloud_metadata import served
+from host_spaces import HOSTS, LAPTOP, SHARED, STAGE, CannotRun, check, cut, hosts, power_off, power_on, say, sh, ssh
 from real_hosts import COUNT, HEAD, Laptop, until
 
 from pipeline.errors import first_line
@@ -51,8 +55,10 @@ WORKERS = ("broadsheet-2", "broadsheet-3")
 OFF_S = 20.0
 PATIENCE_S = 600.0
 WITHIN = (0.25, 0.9)  # of an undisturbed job's time: when the host dies
-STAGES = ("prepare", "train", "tune", "predict", "serve", "cut")
-LSTM = ("model.hidden=[32]", "train.batch_tokens=1024", "train.checkpoint_seconds=5", "train.evaluations=4")
+STAGES = ("prepare", "train", "tune", "predict", "serve", "cut", "notice")
+TRAINED = ("train", "cut", "notice")
+NOTICE_S = 40
+LSTM = ("model.hidden=[32]", "train.batch_tokens=1024", "train.evaluations=4")
 RATE = 20.0  # requests per second
 
 
@@ -76,8 +82,9 @@ class Jobs:
         rows = 2_000 if self.quick else 6_000
         if stage == "prepare":
             return ["prepare", *where, *self.data, *lstm, *words("data.shard_mb=2")]
-        if stage in ("train", "cut"):
-            more = (f"train.max_rows={rows}", "train.epochs=12", *LSTM)
+        if stage in TRAINED:
+            seconds = 600 if stage == "notice" else 5
+            more = (f"train.max_rows={rows}", "train.epochs=12", f"train.checkpoint_seconds={seconds}", *LSTM)
             return ["train", *where, *self.data, *lstm, "--workers", "3", *words(*more)]
         if stage == "tune":
             more = ("tune.algorithm=random", "tune.trials=4", "tune.epochs=3", f"tune.max_rows={rows}", "tune.seeds=0",
@@ -92,7 +99,7 @@ class Jobs:
         folder = self.shared / name
         if stage == "prepare":
             return digest(folder)
-        if stage in ("train", "cut"):
+        if stage in TRAINED:
             return _hash((folder / "default/checkpoint/model.safetensors").read_bytes())
         if stage == "tune":
             trials = [json.loads(line) for line in (folder / "search/trials.jsonl").read_text().splitlines()]
@@ -128,6 +135,8 @@ class Cluster:
     def strike(self, stage: str) -> str:
         """Take a worker host away, and bring it back 20 seconds later; its name."""
         name = self.random.choice(WORKERS)
+        if stage == "notice":
+            self.give_notice(name)
         (cut if stage == "cut" else power_off)(name)
         time.sleep(OFF_S)
         if stage == "cut":
@@ -135,6 +144,16 @@ class Cluster:
         else:
             self.processes.append(power_on(name))
         return name
+
+    def give_notice(self, name: str) -> None:
+        """Tell a host that it will be taken away, and wait until it is time."""
+        end = time.monotonic() + NOTICE_S
+        with served("aws", LAPTOP) as aws:
+            aws.seconds = NOTICE_S
+            watch = f"RAY_AUTH_MODE=token ~/venv/bin/python -m pipeline.spot --metadata {aws.url}"
+            said = sh(*ssh(HOSTS[name]), watch, timeout=NOTICE_S)
+        say(said.strip().splitlines()[-1])
+        time.sleep(max(0.0, end - time.monotonic()))
 
 
 ALIVE = '[n for n in ray.nodes() if n["Alive"]]'
@@ -183,7 +202,7 @@ def stage_of(stage: str, cluster: Cluster, jobs: Jobs, kills: int) -> dict[str, 
         try:
             took, host = run(name, lambda: cluster.strike(stage), after)
             event = {"host": host, "after_s": round(after, 1), "took_s": round(took, 1), "completed": True,
-                     "equal": jobs.result(stage, name) == expected}  # fmt: skip
+                     "equal": jobs.result(stage, name) == expected, **steps((logs / name).read_text())}  # fmt: skip
         except (RuntimeError, AssertionError, OSError, subprocess.TimeoutExpired) as e:
             event = {"after_s": round(after, 1), "completed": False, "equal": False, "why": first_line(e)}
             print(e, flush=True)
@@ -197,6 +216,13 @@ def stage_of(stage: str, cluster: Cluster, jobs: Jobs, kills: int) -> dict[str, 
         "completed": sum(e["completed"] for e in struck), "equal": sum(e["equal"] for e in struck),
         "mean_s": round(sum(e.get("took_s", 0.0) for e in struck) / max(1, len(struck)), 1),
     }  # fmt: skip
+
+
+def steps(log: str) -> dict[str, int]:
+    """The step of a checkpoint that a notice asked for, and that from which training went on."""
+    found = {"kept": r"will be taken away: step ([\d,]+)", "resumed": r"resuming (?:with .* )?from step ([\d,]+)"}
+    at = {key: re.search(pattern, log) for key, pattern in found.items()}
+    return {f"{key}_step": int(match[1].replace(",", "")) for key, match in at.items() if match}
 
 
 def serving(cluster: Cluster, texts: list[str], kills: int) -> dict[str, Any]:

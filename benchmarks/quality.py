@@ -30,7 +30,7 @@ DATA = ("ag_news", "thucnews", "reuters8", "reuters52", "newsgroups20")
 # The settings of each model beside its defaults; what a data set needs on top.
 MODELS: dict[str, list[str]] = {
     "linear": [],
-    "lstm": ["train.epochs=6"],
+    "lstm": ["train.epochs=3"],
     "minilm": ["train.epochs=2"],
 }
 EXTRA: dict[str, list[str]] = {

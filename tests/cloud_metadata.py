@@ -42,8 +42,8 @@ class Cloud:
 
 
 @contextmanager
-def served(name: str) -> Iterator[Cloud]:
-    """A metadata service on loopback."""
+def served(name: str, host: str = "127.0.0.1") -> Iterator[Cloud]:
+    """A metadata service at an address of this machine."""
     cloud = Cloud(name)
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,8 +59,8 @@ def served(name: str) -> Iterator[Cloud]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    cloud.url = f"http://127.0.0.1:{server.server_port}"
+    server = ThreadingHTTPServer((host, 0), Handler)
+    cloud.url = f"http://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -220,11 +220,16 @@ def _start(name: str) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
+def ssh(address: str) -> list[str]:
+    """What comes before a command that a host is to run."""
+    options = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=3")
+    words = [word for option in options for word in ("-o", option)]
+    return ["ssh", "-i", str(STAGE / "key"), *words, f"root@{address}"]
+
+
 def _until_ssh(address: str) -> None:
     until = time.monotonic() + 90
-    ask = ["ssh", "-i", str(STAGE / "key"), "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o",
-           "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3", f"root@{address}", "hostname"]  # fmt: skip
-    while subprocess.run(ask, capture_output=True).returncode:
+    while subprocess.run([*ssh(address), "hostname"], capture_output=True).returncode:
         if time.monotonic() > until:
             logs = "".join(p.read_text(errors="replace")[-2000:] for p in (STAGE / "logs").iterdir())
             raise RuntimeError(f"{address} does not answer SSH:\n{logs}")

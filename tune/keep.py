@@ -84,7 +84,7 @@ def keep(chosen: Trial, finals: list[Trial], folder: Place) -> None:
     for name in reversed(KEPT):
         if name in wanted and _kept(folder / name) != wanted[name].trial:
             with _exported(wanted[name], folder) as files:
-                put_folder(files, folder / name)
+                put_folder(files, folder / name, checkpoint.CARD)
     if "default" not in wanted:
         (folder / "default").delete()
 

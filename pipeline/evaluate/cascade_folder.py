@@ -58,7 +58,7 @@ def save(where: Place, record: Record, base: Baseline | None, card: dict[str, An
                 drift.save(Place.of(folder))
         (folder / FILE).write_text(json.dumps(record.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
         (folder / checkpoint.SEAL).write_text(checkpoint.seal(folder, {}), encoding="utf-8")
-        put_folder(folder, where / FOLDER)
+        put_folder(folder, where / FOLDER, FILE)
 
 
 def read(where: Place) -> Record | None:

@@ -308,5 +308,5 @@ def _work(settings: dict[str, Any], where: str, card: dict[str, Any], mark: str,
         folder = Path(temporary) / "checkpoint"
         full = {**card, "metrics": {"validation": figures}, "training": facts}
         checkpoint.save_model(fitted.model, tokenizer, full, folder)
-        put_folder(folder, Place.of(final))
+        put_folder(folder, Place.of(final), checkpoint.CARD)
     return fitted.left_out

@@ -138,7 +138,7 @@ def _trained(
         facts = {"fingerprint": mark, "layout": layout.arithmetic(), "steps": progress["step"]}
         facts |= {"seconds": progress["seconds"], "stall_share": stall_share, "history": progress["history"]}
         export(folder, out, facts)
-        put_folder(out, final)
+        put_folder(out, final, checkpoint.CARD)
     work.delete()
     return _fresh(final, mark)
 
@@ -219,7 +219,7 @@ def write_initial(config: Config, prepared: Prepared, model: ModelSource, place:
     network: Any = build.initial(config, model, prepared.labels, tokenizer.get("vocab_size", 0), tokenizer["pad_id"])
     with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
         network.save_pretrained(temporary)
-        put_folder(Path(temporary), place)
+        put_folder(Path(temporary), place, "config.json")
 
 
 def card(config: Config, prepared: Prepared, model: ModelSource) -> dict[str, Any]:
