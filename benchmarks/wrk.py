@@ -86,7 +86,16 @@ class Wrk:
             pause_ms: that each client takes between answer and question, on the average (0 to twice as long); answers
                 are then counted by status, too. None: no pause.
         """
-        command = ["-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(self._script), self.url]
+        command = [
+            "-t1",
+            f"-c{clients}",
+            f"-d{max(1, round(seconds))}s",
+            "--timeout",
+            "60s",
+            "-s",
+            str(self._script),
+            self.url,
+        ]
         environment = {**os.environ, "BODIES": str(self._bodies)}
         if pause_ms is not None:
             environment["PAUSE_MS"] = str(pause_ms)

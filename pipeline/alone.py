@@ -60,50 +60,42 @@ def _held(place: Place, busy: Callable[[str], None]) -> Iterator[None]:
         yield
         return
     path = Path(place.uri)
-    file = path.parent / f".{path.name}.lock"
-    with contextlib.ExitStack() as stack:
-        handle = _locked(file, busy)
-        if handle is not None:
-            stack.callback(os.close, handle)  # which unlocks
-            stack.callback(file.unlink, missing_ok=True)
+    handle = _opened(path.parent / f".{path.name}.lock")
+    if handle is None:
         yield
+        return
+    try:
+        if not _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            busy(os.pread(handle, 200, 0).decode(errors="replace") or "which has just begun")
+            _lock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # another user's: he who waits is told of nobody
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        yield
+    finally:
+        os.close(handle)  # which unlocks
 
 
-def _locked(file: Path, busy: Callable[[str], None]) -> int | None:
-    """The open and locked file; None where the file system has no locks, or cannot be written: others tell of that."""
-    while True:
+def _opened(file: Path) -> int | None:
+    """The lock's file, which stays for good: one that came and went could be locked twice. None where nobody may write;
+    whoever writes there says so."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:
-            return None
-        try:
-            if not _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                busy(os.pread(handle, 200, 0).decode(errors="replace") or "which has just begun")
-                _lock(handle, fcntl.LOCK_EX)
-            with contextlib.suppress(OSError):
-                # Whoever held it has removed the file before letting go: then this is a lock on nothing.
-                if os.fstat(handle).st_ino == os.stat(file).st_ino:
-                    os.ftruncate(handle, 0)
-                    os.pwrite(handle, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-                    return handle
-        except OSError as e:
-            os.close(handle)
-            if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                return None
-            raise
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+            return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            return os.open(file, os.O_RDONLY)
+    except OSError:
+        return None
 
 
 def _lock(handle: int, how: int) -> bool:
-    """Whether the lock is ours now; without LOCK_NB it is waited for."""
+    """Whether the lock is ours now, or the file system has none; without LOCK_NB it is waited for."""
     try:
         fcntl.flock(handle, how)
     except OSError as e:
         if e.errno in LOCKED:
             return False
-        raise
+        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     return True

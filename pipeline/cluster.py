@@ -83,6 +83,7 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault(*START_TIMEOUT)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # of the half minute that some clouds give
     # How often the controller looks at its workers: each evaluation, and what a killed driver loses, waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
@@ -96,6 +97,9 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
         if address == "local":
             # Two Train runs and their helpers are eight processes, mostly idle: no reason for Ray to warn of a leak.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, local_cpus())))
+            os.environ.setdefault(
+                "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+            )  # nobody tells of the end of this machine, and a process less is to run
             options |= {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1", "num_cpus": local_cpus()}
         else:
             # Only the variables the workers need travel; the code must be installed on every node.

@@ -10,6 +10,7 @@ Where Kubernetes runs the nodes, its own drain does all this.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import subprocess
 import sys
@@ -26,8 +27,10 @@ METADATA = "http://169.254.169.254"  # the link-local address of both clouds
 EVERY_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0  # for a metadata service to answer at all
 ANSWER_SECONDS = 5.0
-RAY_SECONDS = 60.0  # for Ray to take the notice
+RAY_SECONDS = 20.0  # for Ray to take the notice
 GOOGLE_SECONDS = 30  # between its notice and the end
+
+HICCUPS = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
 
 Ask = Callable[[str], "int | None"]
 
@@ -84,7 +87,7 @@ def cloud(metadata: str) -> tuple[str, Ask]:
             try:
                 ask(metadata)
                 return name, ask
-            except (OSError, ValueError, KeyError, TypeError) as e:
+            except HICCUPS as e:
                 found.append(f"{name}: {first_line(e)}")
         if time.monotonic() > until:
             raise UserError(f"{metadata} is no metadata service of a cloud that tells of the end of spot instances "
@@ -112,6 +115,8 @@ def drain(seconds: int, address: str | None, node: str | None) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_SECONDS)
     except subprocess.TimeoutExpired:
         raise WorkFailed(f"Ray took no notice within {RAY_SECONDS:g} s") from None
+    except OSError as e:
+        raise WorkFailed(f"{ray}: {e.strerror}") from e
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise WorkFailed(f"Ray took no notice: {lines[-1] if lines else 'exit code ' + str(done.returncode)}")
@@ -129,7 +134,7 @@ def watch(metadata: str, address: str | None = None, node: str | None = None) ->
     while True:
         try:
             seconds = ask(metadata)
-        except (OSError, ValueError, KeyError, TypeError):  # a hiccup: the next look is seconds away
+        except HICCUPS:  # the next look is seconds away
             seconds = None
         if seconds is not None:
             if unsaid:

@@ -19,6 +19,8 @@ from pipeline.model import source
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place
 
+BUSY = ("the run", "give this one another --name")  # for a command that would write to a run while another one does
+
 
 @dataclass
 class Job:
@@ -71,8 +73,9 @@ def begin(config: Config, short: bool) -> Job:
 def run(config: Config, full: bool, address: str | None) -> Job:
     """Prepare, train and evaluate."""
     job = begin(config, not full)
-    make_prepared(job, address)
-    learn(job, address)
+    with alone.refusing(job.run, *BUSY):
+        make_prepared(job, address)
+        learn(job, address)
     return job
 
 
@@ -99,8 +102,9 @@ def prepare(config: Config, address: str | None) -> None:
 def train(config: Config, full: bool, address: str | None) -> None:
     """``broadsheet train``."""
     job = begin(config, not full)
-    make_prepared(job, address)
-    _train(job, address)
+    with alone.refusing(job.run, *BUSY):
+        make_prepared(job, address)
+        _train(job, address)
     console.say("next", f"broadsheet evaluate {job.run}")
 
 
@@ -113,7 +117,8 @@ def evaluate(config: Config, where: str | None, prepared: str | None, out: str |
     card = checkpoint.read_card(found)
     data = Prepared.open(prepared or card["prepared"])
     target = Place.of(out) if out else Place(str(found).removesuffix("/checkpoint").removesuffix("/best"))
-    _show_evaluation(found, data, target, address, {"evidence_rows": config.evaluate.evidence_rows})
+    with alone.refusing(target, *BUSY):
+        _show_evaluation(found, data, target, address, {"evidence_rows": config.evaluate.evidence_rows})
     console.say("next", f"broadsheet serve {run}")
 
 

@@ -190,6 +190,7 @@ def test_a_spot_node_is_taken_away_with_notice(cluster: TwoNodes) -> None:
     node = subprocess.check_output(asked, env=cluster.environment, text=True).split()[-1]
     log = cluster.folder / "notice.log"
     sets = ["--set", "train.epochs=40", "--set", "train.batch_tokens=64", "--set", "train.checkpoint_seconds=3600"]
+    sets += ["--set", "train.keep_checkpoints=1000"]
     command = [
         sys.executable,
         "-m",
@@ -216,11 +217,18 @@ def test_a_spot_node_is_taken_away_with_notice(cluster: TwoNodes) -> None:
             aws.seconds = 600  # long enough for this training to end before
             said, _ = watching.communicate(timeout=100)
             assert said.endswith("Ray knows, and empties the node\n")
+            while "a node will be taken away: step " not in log.read_text():
+                assert training.poll() is None, log.read_text()
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            step = log.read_text().partition("a node will be taken away: step ")[2].split()[0].replace(",", "")
+            kept = cluster.folder / "runs" / "notice" / "train"
+            while not list(kept.glob(f"*/checkpoint_{int(step):08d}/checkpoint.json")):
+                assert training.poll() is None, log.read_text()
+                time.sleep(0.1)
             assert training.wait(300) == 0, log.read_text()
         finally:
             for process in (watching, training):
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-    assert "a node will be taken away" in log.read_text()
-    assert "kept as a checkpoint first" in log.read_text()

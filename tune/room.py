@@ -8,19 +8,21 @@ from pipeline.config import Config
 PROCESS_GB = 0.7  # a worker with torch loaded and no model yet
 # Weights, their gradient and the two moments of AdamW, and copies of all but the gradient for checkpoints.
 COPIES = 7
+AVERAGE_COPIES = 3  # more, where an average of the weights is kept: itself, and weights and average for checkpoints
 FLOATS_PER_UNIT = 34  # activations of a transformer layer, per token and hidden unit (Korthikanti et al., 2022)
 
 
-def worker_gb(weights_bytes: int, batch_tokens: int, hidden: int, layers: int) -> float:
+def worker_gb(weights_bytes: int, batch_tokens: int, hidden: int, layers: int, averaged: bool = False) -> float:
     """Memory of one worker in GB, about.
 
     Args:
         weights_bytes: of the model, as stored.
         batch_tokens: of one step on this worker.
         hidden, layers: of the network.
+        averaged: whether an average of the weights is kept.
     """
     activations = 2 * FLOATS_PER_UNIT * batch_tokens * hidden * layers  # 34 bytes in half precision, twice that here
-    return PROCESS_GB + (COPIES * weights_bytes + activations) / 1e9
+    return PROCESS_GB + ((COPIES + AVERAGE_COPIES * averaged) * weights_bytes + activations) / 1e9
 
 
 def at_once(

@@ -130,6 +130,8 @@ def _identity(job: stages.Job) -> dict[str, Any]:
         "the model": job.model.identity,
         "seed": job.config.seed,
         "train's version": trainer.VERSION,
+        "the average of weights": trainer.ema_decay(job.config, job.model),
+        "adversarial changes": trainer.adversarial(job.config, job.model),
         **{f"train.{k}": v for k, v in train.items()},
         **{f"model.{k}": v for k, v in model.items()},
     }
@@ -172,7 +174,8 @@ def _search(config: Config, plan: Plan, assets: Assets, folder: Place, have: clu
     layers = int(network.get("num_hidden_layers") or 1)
     budgets = plan.space["train.batch_tokens"].values if "train.batch_tokens" in plan.space else ()
     tokens = max(base.train.batch_tokens, *budgets, 0)
-    each = room.worker_gb(weights, tokens // layout.workers, hidden, layers)
+    averaged = trainer.ema_decay(config, assets.of(plan.default).model) > 0
+    each = room.worker_gb(weights, tokens // layout.workers, hidden, layers, averaged)
     concurrent, words = room.at_once(config, count, layout, have, each)
     kind = _KINDS.get(config.tune.algorithm, config.tune.algorithm)
     console.say("tune", f"{count} trials, {concurrent} at once ({words}), {kind}, by macro F1 on validation rows; "

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 
 # Bytes per parameter, at the least: float32 weights and AdamW's two moments, on disk; the gradients too, in memory.
 CHECKPOINT_BYTES, TRAINING_BYTES = 12, 16
+AVERAGE_CHECKPOINT_BYTES, AVERAGE_BYTES = 8, 4  # more of these, where an average of the weights is kept
 
 
 def findings(config: Config, have: cluster.Resources, here_cpus: float, loopback: bool, parameters: int,
@@ -31,7 +32,7 @@ def findings(config: Config, have: cluster.Resources, here_cpus: float, loopback
         layout = cluster.train_layout(config, have)
         yield Finding("training", True, f"{layout.arithmetic()} of {have.cpus} CPUs, {have.gpus} GPUs")
         if parameters:
-            yield _memory(layout.workers, parameters, have)
+            yield _memory(layout.workers, parameters, TRAINING_BYTES + AVERAGE_BYTES * _averages(config), have)
     except UserError as e:
         yield Finding("training", False, "does not fit", str(e))
     yield _serving(config, have, here_cpus, loopback)
@@ -73,10 +74,16 @@ def _in_file(file: Path) -> int:
     return count
 
 
-def _memory(workers: int, count: int, have: cluster.Resources) -> Finding:
-    need = workers * count * TRAINING_BYTES / GB
+def _averages(config: Config) -> bool:
+    """Whether training keeps an average of the weights."""
+    decay = config.train.ema_decay
+    return config.model.name == "lstm" if decay is None else decay > 0
+
+
+def _memory(workers: int, count: int, each: int, have: cluster.Resources) -> Finding:
+    need = workers * count * each / GB
     total = have.memory_gb * 1e9 / GB
-    fact = f"{workers} workers x {count / 1e6:.1f} M parameters x {TRAINING_BYTES} bytes = {need:.1f} GB at the least, "
+    fact = f"{workers} workers x {count / 1e6:.1f} M parameters x {each} bytes = {need:.1f} GB at the least, "
     advice = "take more or larger nodes, fewer workers (--workers), or train adapters only (model.lora_rank)"
     return Finding("training", need <= total, f"{fact}of the {total:.1f} GB that Ray hands out", advice)
 
@@ -98,8 +105,9 @@ def _serving(config: Config, have: cluster.Resources, here_cpus: float, loopback
 
 def _disk(config: Config, count: int, free: int | None) -> Finding:
     kept = config.train.keep_checkpoints + 2
-    need = kept * count * CHECKPOINT_BYTES
-    fact = f"{kept} checkpoints x {count / 1e6:.1f} M parameters x {CHECKPOINT_BYTES} bytes = {need / GB:.1f} GB"
+    each = CHECKPOINT_BYTES + AVERAGE_CHECKPOINT_BYTES * _averages(config)
+    need = kept * count * each
+    fact = f"{kept} checkpoints x {count / 1e6:.1f} M parameters x {each} bytes = {need / GB:.1f} GB"
     if free is None:
         return Finding("disk", True, f"{fact}; an object store's room is not measured")
     fact += f", twice that must be free; {free / GB:.1f} GB are"

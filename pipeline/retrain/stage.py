@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from pipeline import alone, console, stages
 from pipeline import config as configuration
-from pipeline import console, stages
 from pipeline.config import Config
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
@@ -121,11 +121,12 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
     job = stages.Job(
         made.config(config), source.resolve(config.model.name), f"{base.place} and what people said of it: {made.place}"
     )
-    stages.make_prepared(job, address)
-    assert job.prepared is not None
-    bases.check_same_test(job.prepared, bases.origins(run), tested)
-    _say_fate(job.prepared)
-    stages.learn(job, address)
+    with alone.refusing(run, *stages.BUSY):
+        stages.make_prepared(job, address)
+        assert job.prepared is not None
+        bases.check_same_test(job.prepared, bases.origins(run), tested)
+        _say_fate(job.prepared)
+        stages.learn(job, address)
     return job
 
 

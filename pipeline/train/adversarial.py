@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FLAT = 1e-18  # length of a gradient below which a row has next to nothing to learn; its square is no float any more
+FLAT = 1e-18  # length of a gradient below which a row has nothing to learn; squares of much less are no floats any more
 
 
 class Adversary:

@@ -19,8 +19,8 @@ EVERY = 8  # steps between updates: an update moves all weights, which takes a p
 class Average:
     """The average of the parameters that are trained.
 
-    After the k-th update it is ``d * average + (1 - d) * weights`` with ``d = min(decay ** EVERY, k / (k + 9))``: it
-    reaches back over a tenth of the steps until then, so that the weights at the start are soon forgotten.
+    In the first ``EVERY`` steps it is the weights. After the k-th update it is ``d * average + (1 - d) * weights`` with
+    ``d = min(decay ** EVERY, k / (k + 9))``: it reaches back over a tenth of the steps until then.
 
     Attributes:
         values: by the parameter's name.
@@ -35,9 +35,18 @@ class Average:
         self.values: dict[str, Tensor] = {n: p.detach().clone() for n, p in self._parameters.items()}
         self._decay = decay
 
-    def update(self, step: int) -> None:
-        """Take in the weights after a (1-based) step; most steps are passed over."""
-        if step % EVERY:
+    def update(self, step: int, now: bool = False) -> None:
+        """Take in the weights after a (1-based) step; most steps are passed over.
+
+        Args:
+            step: that was taken.
+            now: whether this one is not, because the average is about to be evaluated.
+        """
+        if step < EVERY:
+            for name, parameter in self._parameters.items():
+                self.values[name].copy_(parameter.detach())
+            return
+        if step % EVERY and not now:
             return
         updates = step // EVERY
         decay = min(self._decay**EVERY, updates / (updates + 9))

@@ -174,8 +174,8 @@ def load_state(
         learned, averaged = state.pop(LEARNED, None), state.pop(AVERAGE, None)
         if learned is not None:
             parameter.data.copy_(learned)
-        if averaged is not None and average is not None:
-            average.values[name].copy_(averaged)
+        if average is not None and name in average.values:
+            average.values[name].copy_(parameter.detach() if averaged is None else averaged)
         if state:
             optimizer.state[parameter] = {
                 # Fused kernels want the step on the parameter's device, too.

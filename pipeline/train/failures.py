@@ -49,7 +49,7 @@ class FailurePolicy(UserCallback):
             if final is not None:
                 raise final
         # A group one of whose nodes is being taken away is told of again and again until it is let go of.
-        if self._group == FreeFailedStart.groups:
+        if self._group == FreeFailedStart.groups > 0:
             return
         self._group = FreeFailedStart.groups
         latest = max(self._store.steps(), default=0)

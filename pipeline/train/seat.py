@@ -5,6 +5,7 @@ Light to import: Ray Train's controller has to, and would otherwise wait for tor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -63,6 +64,8 @@ class RayTrainSeat:
 
     def leaving(self) -> frozenset[str]:
         """As of ``Seat``."""
+        if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":  # see ``cluster.connect``
+            return frozenset()
         import ray.train
 
         notice = ray.train.get_preemption_info()

@@ -25,7 +25,7 @@ from pipeline.storage import Place, local_folder, put_folder
 from pipeline.train import checkpoint
 
 SCORE = "validation_macro_f1"
-LOOK_SECONDS = 5.0  # between looks for a notice that a node will be taken away
+LOOK_SECONDS = 5.0  # between looks for a notice that a node will be taken away, and then between checkpoints
 STALL_SHARE = 0.01  # the next checkpoint waits until the time that the last one took from training is this share
 
 
@@ -196,6 +196,10 @@ class Writer:
     def interval(self) -> float:
         """Seconds from one checkpoint to the next."""
         return max(self._seconds, self._last_stall / STALL_SHARE)
+
+    def hurry(self) -> None:
+        """The end of a node is near, and nobody says how near: a checkpoint every few seconds from now on."""
+        self._seconds = min(self._seconds, LOOK_SECONDS)
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint, and the last one is written."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import alone, cluster, console
+from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data.prepared import Prepared, digest
 from pipeline.errors import WorkFailed
@@ -22,7 +22,7 @@ from pipeline.storage import Place, put_folder
 from pipeline.train import allocator, checkpoint
 from pipeline.train.store import Store, name_of
 
-VERSION = 4  # raise it whenever the same configuration would train differently
+VERSION = 5  # raise it whenever the same configuration would train differently
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
 DEFAULT_EMA = {"lstm": 0.999}
 DEFAULT_ADVERSARIAL = {"lstm": 0.1}
@@ -99,7 +99,7 @@ def train(
         run: the run's folder; ``<storage>/<name>`` if None.
 
     Raises:
-        UserError: the layout does not fit the cluster, or another command trains this run.
+        UserError: the layout does not fit the cluster.
         WorkFailed: training stopped; the message says why and what is kept.
     """
     run = run or Place.of(config.storage) / config.name
@@ -108,14 +108,6 @@ def train(
     done = _finished(final, mark)
     if done:
         return done
-    with alone.refusing(run, "the run", "give this one another --name"):
-        return _trained(config, prepared, model, address, run, mark)
-
-
-def _trained(
-    config: Config, prepared: Prepared, model: ModelSource, address: str | None, run: Place, mark: str
-) -> Trained:
-    final = run / "checkpoint"
     if model.kind == "linear":
         from pipeline.train import linear
 

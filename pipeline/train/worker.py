@@ -26,9 +26,8 @@ from pipeline.train.average import Average
 from pipeline.train.distributed import Exchange, wrap
 from pipeline.train.loop import Loop, precision
 from pipeline.train.seat import Seat
-from pipeline.train.store import LOOK_SECONDS, SCORE, Store, Writer, name_of, not_finite
+from pipeline.train.store import SCORE, Store, Writer, name_of, not_finite
 
-TELL_EVERY_SECONDS = 1.0
 FIRST_STEPS = 8  # after so many, ranks agree on the time of the first checkpoint
 
 
@@ -108,7 +107,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     running += progress["running"][0] if rank == 0 else 0.0
     counted, samples = progress["running"][1], 0
     agreed, agree_at, last = time.monotonic(), progress["step"] + FIRST_STEPS, progress["step"]
-    watch, look = _Clock(TELL_EVERY_SECONDS), _Clock(LOOK_SECONDS)
+    watch, look = _Clock(1.0), _Clock(1.0)
     known: frozenset[str] = frozenset()  # nodes that will be taken away
     try:
         for step in range(progress["step"], until):
@@ -116,7 +115,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
             rate = batches.learning_rate_at(step, plan.steps, peak, config.train.warmup)
             running += loop.step(step, rows, rate).double()
             if average is not None:
-                average.update(step + 1)
+                average.update(step + 1, now=step + 1 in evaluate_after)
             counted, samples = counted + 1, samples + len(rows)
             if watch.due():
                 _refuse(float(running), step + 1)
@@ -139,6 +138,8 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
             if leaving:
                 teller.tell({"kind": "leaving", "nodes": len(leaving), "step": step + 1})
                 known |= leaving
+                if writer is not None:
+                    writer.hurry()
             if not evaluating:
                 if writer is not None and (leaving or writer.due()):
                     writer.put(progress, job["card"])

@@ -34,9 +34,10 @@ def walk(model: nn.Module, average: Average, steps: range) -> list[torch.Tensor]
 def test_it_is_what_the_formula_says() -> None:
     model = network()
     name, parameter = next(iter(model.named_parameters()))
-    expected = parameter.detach().clone()
     average = Average(model, 0.99)
-    for k, weights in enumerate(walk(model, average, range(1, 20 * EVERY + 1)), start=1):
+    walk(model, average, range(1, EVERY))
+    expected = parameter.detach().clone()
+    for k, weights in enumerate(walk(model, average, range(EVERY, 20 * EVERY + 1)), start=1):
         decay = min(0.99**EVERY, k / (k + 9))
         expected = decay * expected + (1 - decay) * weights
     assert torch.allclose(average.values[name], expected, atol=1e-6)
@@ -89,3 +90,34 @@ def test_which_models_have_one() -> None:
     assert trainer.ema_decay(load(None, [], {}), lstm) == 0.999
     assert trainer.ema_decay(load(None, ["train.ema_decay=0"], {}), lstm) == 0
     assert trainer.ema_decay(load(None, ["train.ema_decay=0.9"], {}), lstm) == 0.9
+
+
+def test_a_training_shorter_than_an_update_serves_what_it_learned() -> None:
+    model = network()
+    average = Average(model, 0.999)
+    walk(model, average, range(1, EVERY - 1))
+    assert all(torch.equal(average.values[name], p) for name, p in model.named_parameters())
+    walk(model, average, range(EVERY - 1, EVERY + 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    before = {name: value.clone() for name, value in average.values.items()}
+    average.update(EVERY + 3)
+    assert all(torch.equal(average.values[name], value) for name, value in before.items())
+    average.update(EVERY + 3, now=True)
+    assert all(torch.allclose(average.values[n], 0.1 * v + 0.9 * 7.0) for n, v in before.items())
+
+
+def test_a_checkpoint_without_an_average_begins_one_at_its_weights(tmp_path: Path) -> None:
+    first, second = network(), network()
+    optimizer, other = (recipe.optimizer_for(model, 1e-2, 0.01) for model in (first, second))
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1.0)
+    first.save_pretrained(tmp_path)
+    snapshot = checkpoint.Snapshot(first, optimizer)
+    snapshot.take()
+    checkpoint.save_state(snapshot.moments, {"step": 3}, tmp_path)
+    average = Average(second, 0.9)
+    checkpoint.load_state(second, other, tmp_path, average)
+    assert all(torch.equal(average.values[name], p) for name, p in first.named_parameters())
