@@ -97,9 +97,8 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
         if address == "local":
             # Two Train runs and their helpers are eight processes, mostly idle: no reason for Ray to warn of a leak.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, local_cpus())))
-            os.environ.setdefault(
-                "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
-            )  # nobody tells of the end of this machine, and a process less is to run
+            # Nobody tells of the end of this machine: that is a process less.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             options |= {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1", "num_cpus": local_cpus()}
         else:
             # Only the variables the workers need travel; the code must be installed on every node.

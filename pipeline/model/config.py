@@ -44,5 +44,5 @@ class ModelConfig(Section):
         "max", description="lstm: how the states become one vector ('both': mean and max side by side)."
     )
     token_dropout: float = Field(
-        0.0, ge=0, lt=1, description="lstm: share of the tokens of a training row that are not seen."
+        0.1, ge=0, lt=1, description="lstm: share of the tokens of a training row that are not seen."
     )

@@ -48,7 +48,7 @@ class TrainConfig(Section):
         ge=0,
         le=1,
         description="Learn each batch once more with token vectors changed against the loss by this share of their "
-        "length (twice the time); 0: do not; null: 0.1 for lstm, else 0.",
+        "length (twice the time); 0: do not; null: 0.05 for lstm, else 0.",
     )
     clip_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
     freeze_embeddings: bool = Field(

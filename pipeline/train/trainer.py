@@ -25,7 +25,7 @@ from pipeline.train.store import Store, name_of
 VERSION = 5  # raise it whenever the same configuration would train differently
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
 DEFAULT_EMA = {"lstm": 0.999}
-DEFAULT_ADVERSARIAL = {"lstm": 0.1}
+DEFAULT_ADVERSARIAL = {"lstm": 0.05}
 DEFAULT_RATE = {"transformer": 1e-4, "adapters": 5e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate
 
 
