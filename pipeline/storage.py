@@ -163,7 +163,7 @@ class Place:
             return
         system, inside = self.resolved()
         # One PUT, or parts that count for nothing before the last request: object stores show only what is complete.
-        with in_words(self.uri), system.open_output_stream(inside) as f:
+        with in_words(self.uri), system.open_output_stream(inside, compression=None) as f:  # else by the name
             f.write(data)
 
     def write_text(self, text: str) -> None:
@@ -331,6 +331,11 @@ def put_folder(local: Path, where: Place, last: str | None = None) -> None:
     files = sorted(f.relative_to(local).as_posix() for f in local.rglob("*") if f.is_file())
     for name in sorted(files, key=lambda f: f == last):
         # Not with ``fs.copy_files``: where a store refuses the file in the end, that says so to nobody (pyarrow 26).
-        system, path = (where / name).resolved()
-        with (local / name).open("rb") as source, in_words(f"{where}/{name}"), system.open_output_stream(path) as sink:
+        there = where / name
+        system, path = there.resolved()
+        with (
+            in_words(there.uri),
+            (local / name).open("rb") as source,
+            system.open_output_stream(path, compression=None) as sink,
+        ):
             shutil.copyfileobj(source, sink, COPY_BYTES)
