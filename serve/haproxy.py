@@ -71,10 +71,9 @@ class Front(NamedTuple):
 def wanted(config: ServeConfig) -> Front:
     """The front end of the serve section, with a token of its own."""
     cert, key = (file and os.path.abspath(os.path.expanduser(file)) for file in (config.tls_cert, config.tls_key))
-    # Texts that wait, those of one forward pass, and what is read or written. A replica refuses what is beyond its
-    # queue, too, but one that has thousands to refuse has no time left for what it has let in.
-    most = config.max_queue + config.batch_tokens // 8 + 64
-    return Front(config.host, cert, key, secrets.token_urlsafe(16), most)
+    # A replica refuses what is beyond its queue, too, but one that has thousands to refuse has no time left for what it
+    # has let in: each costs it as much as a third of an answer. So HAProxy must be the first to refuse.
+    return Front(config.host, cert, key, secrets.token_urlsafe(16), config.max_queue)
 
 
 def front() -> Front | None:
