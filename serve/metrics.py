@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -155,6 +156,9 @@ def add_route(app: FastAPI, metrics: Metrics) -> None:
         return Response(encode(metrics.registry), headers={"content-type": content_type})
 
 
+HUNG_UP = 499  # nginx's number for a client that did not wait: nobody's failure, so no 5xx that wakes somebody
+
+
 class _Counted:
     """Plain ASGI: Starlette's own base class for middleware costs each request a task."""
 
@@ -167,14 +171,19 @@ class _Counted:
             await self.app(scope, receive, send)
             return
         status = 500  # of an exception that nobody turns into an answer before it has passed here
+        started = False
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
             await send(message)
 
         try:
             await self.app(scope, receive, counted)
+        except asyncio.CancelledError:
+            if not started:
+                status = HUNG_UP
+            raise
         finally:
             self.metrics.request(getattr(scope.get("route"), "path", "other"), status)

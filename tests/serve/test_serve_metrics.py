@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from serve_fakes import FakeEngine
@@ -52,6 +55,27 @@ def test_what_is_counted() -> None:
         assert got[f"broadsheet_phase_seconds_count|phase={phase}|version=fake-1"] == 2
     assert got["broadsheet_batch_texts_sum|version=fake-1"] == 1 + 3 + 1  # with the warm-up; one that fails is none
     assert got["broadsheet_batch_tokens_sum|version=fake-1"] == 1 + 3 * 16 + 1
+
+
+def test_a_client_that_hangs_up_is_no_failure() -> None:
+    async def hung_up() -> dict[str, float]:
+        app = build_api(FakeEngine(), ServeConfig())
+        body = b'{"inputs": "sport"}'
+        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "raw_path": b"/v1/classify",
+                 "query_string": b"",
+                 "headers": [(b"content-length", str(len(body)).encode())], "http_version": "1.1", "scheme": "http",
+                 "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "root_path": "", "app": app}  # fmt: skip
+        async with app.router.lifespan_context(app):
+            waiting = asyncio.create_task(app(scope, asyncio.Event().wait, None))  # the body never comes
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            registry = app.state.roster.metrics.registry
+            found = [s for f in registry.collect() for s in f.samples if s.name == "broadsheet_requests_total"]
+        return {f"{s.labels['path']} {s.labels['status']}": s.value for s in found}
+
+    assert asyncio.run(hung_up()) == {"/v1/classify 499": 1}
 
 
 def test_each_app_counts_for_itself() -> None:
