@@ -19,7 +19,7 @@ from typing import Any
 SCRIPT = """
 local bodies = {}
 for line in io.lines(os.getenv("BODIES")) do bodies[#bodies + 1] = line end
-local at = tonumber(os.getenv("FIRST")) or 0
+local at = 0
 request = function()
   at = at % #bodies + 1
   return wrk.format("POST", wrk.path, {["content-type"] = "application/json"}, bodies[at])
