@@ -18,7 +18,7 @@ STAGE = Path("/run/broadsheet-hosts")
 BRIDGE = "broadsheet0"
 NET = "10.213.77"
 LAPTOP = f"{NET}.254"
-HOSTS = {f"broadsheet-{i}": f"{NET}.{i}" for i in (1, 2, 3)}
+HOSTS = {f"broadsheet-{i}": f"{NET}.{i}" for i in range(1, 1 + int(os.environ.get("HOSTS_TO_PLAY", "3")))}
 SHARED = Path("/mnt/broadsheet")  # what NFS would be; every host sees the same folder there
 SSHD_RUN = Path("/run/sshd")  # which sshd wants to be there
 MADE = "made-run-sshd"
@@ -164,7 +164,7 @@ def clean() -> None:
 
 @contextlib.contextmanager
 def hosts() -> Iterator[None]:
-    """Three hosts that answer SSH."""
+    """Hosts that answer SSH."""
     running: list[subprocess.Popen[bytes]] = []
     before = set(Path("/tmp").glob(SSH_WAYS))
     try:

@@ -76,6 +76,16 @@ def test_fields_are_known(cluster: Node) -> None:
         assert all(isinstance(v, str) for v in group["rayStartParams"].values()), "KubeRay takes strings only"
 
 
+def test_what_is_to_be_uncommented_is_a_field() -> None:
+    text = (FOLDER / "serve.yaml").read_text(encoding="utf-8")
+    whole = re.sub(r"^( *)# (gcsFault.*|  redis.*)$", r"\1\2", text, flags=re.MULTILINE)
+    spec = yaml.safe_load(whole)["spec"]["rayClusterConfig"]
+    assert spec.keys() == CLUSTER | {"gcsFaultToleranceOptions"}
+    options = spec["gcsFaultToleranceOptions"]
+    assert options.keys() == {"redisAddress", "redisPassword"}
+    assert options["redisPassword"]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": "password"}
+
+
 def test_authentication_is_on_and_versions_are_ours(cluster: Node) -> None:
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["rayVersion"] == version("ray")
