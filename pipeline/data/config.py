@@ -92,5 +92,9 @@ class DataConfig(Section):
         64, ge=0, description="Raw megabytes up to which rows are prepared in one process, without starting Ray."
     )
     shard_mb: int = Field(
-        16, ge=1, le=1024, description="Raw megabytes per prepared shard; fixes how many shards there are."
+        16,
+        ge=1,
+        le=1024,
+        description="Raw megabytes per prepared shard; fixes how many shards there are, up to 1,024. "
+        "With more data than that the shards are larger.",
     )

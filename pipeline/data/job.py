@@ -49,6 +49,20 @@ from pipeline.storage import Place, local_folder, put_folder
 
 TOKENIZER_TEXTS = 200_000
 TOKENIZER_CHARS = 200_000_000
+MOST_SHARDS = 1024
+
+
+def shard_count(raw: int, shard_mb: int) -> int:
+    """How many shards there are.
+
+    Each task of a later pass reads a bucket out of every part that the first pass wrote, so the pieces to read are
+    parts times shards. Beyond 1,024 shards they grow with the data, not the other way round.
+
+    Args:
+        raw: bytes of all sources as they lie there.
+        shard_mb: megabytes (2^20 bytes) of them per shard.
+    """
+    return min(max(2, -(-raw // (shard_mb << 20))), MOST_SHARDS)
 
 
 @functools.lru_cache(maxsize=2)
@@ -90,8 +104,7 @@ class Job:
         Raises:
             UserError: the input cannot be prepared.
         """
-        total = sum(s.size for s in self.sources)
-        self.shards = max(2, -(-total // (self.config.data.shard_mb << 20)))
+        self.shards = shard_count(sum(s.size for s in self.sources), self.config.data.shard_mb)
         neighbours = self._find_neighbours()
         sketch, first = self._first_pass()
         changes = corrections.load(self.config.data)

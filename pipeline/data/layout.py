@@ -26,6 +26,10 @@ from pipeline.data.read import Source, read
 # second that Ray Data takes to start the next task does not count.
 BLOCK_BYTES = (1 << 20, 16 << 20)
 BLOCKS_PER_CPU = 6
+# Each block ends as a file that every later task reads a piece of: beyond so many blocks they grow, up to what a
+# worker has the memory for.
+MOST_BLOCKS = 1024
+LARGEST_BLOCK = 256 << 20
 CONNECTED_SECONDS = 0.3  # a Ray that runs already is reached within
 START_BYTES = 32 << 20  # raw; a larger file would keep all other cores waiting
 FILES_PER_CPU = 2  # from which on whole files are handed out, rather than their blocks
@@ -50,6 +54,11 @@ def raw_bytes(sources: Sequence[Source]) -> int:
     return sum(s.size * (PACKED if compression(s.uri) or s.format == "parquet" else 1) for s in sources)
 
 
+def largest_block(raw: int) -> int:
+    """Bytes of rows that a cleaner gets at most, with so many raw ones to clean in all."""
+    return max(BLOCK_BYTES[1], min(raw // MOST_BLOCKS, LARGEST_BLOCK))
+
+
 def choose(sources: Sequence[Source], data: DataConfig, address: str | None) -> Layout:
     """Ray Data on a cluster, or where there is more than ``data.in_process_mb``; else this process."""
     if not cluster.is_named(address) and raw_bytes(sources) <= data.in_process_mb << 20:
@@ -67,7 +76,7 @@ class InProcess:
         """As of ``Layout``."""
         with _frozen():
             for i, source in enumerate(sources):
-                for block in _blocks(i, source, data):
+                for block in _blocks(i, source, data, BLOCK_BYTES[1]):
                     yield from clean(block).to_pylist()
 
     def each(self, buckets: Sequence[int], step: Step) -> Iterator[int]:
@@ -108,13 +117,15 @@ class OnRay:
         left = list(range(done, len(sources)))
         if not left:
             return
+        sizes = [raw_bytes([sources[i]]) for i in left]
+        most = largest_block(sum(sizes))
         files = cluster.data().from_items(left, override_num_blocks=len(left))
         arrow: dict[str, Any] = {"batch_format": "pyarrow"}
 
         def read_and_clean(batch: pa.Table) -> Iterator[pa.Table]:
             with _frozen():
                 for i in batch["item"].to_pylist():
-                    yield from map(clean, _blocks(i, sources[i], data))
+                    yield from map(clean, _blocks(i, sources[i], data, most))
 
         def read_file(batch: pa.Table) -> Iterator[pa.Table]:
             with _frozen():
@@ -125,12 +136,11 @@ class OnRay:
             with _frozen():
                 return clean(block)
 
-        sizes = [raw_bytes([sources[i]]) for i in left]
         if max(sizes) * FILES_PER_CPU * cpus <= sum(sizes):  # every core finds files of its own: nothing is handed over
             yield from files.map_batches(read_and_clean, batch_size=1, num_cpus=1, **arrow).iter_rows()
             return
         wanted = sum(sizes) // (BLOCKS_PER_CPU * cpus)
-        files.context.target_max_block_size = min(max(wanted, BLOCK_BYTES[0]), BLOCK_BYTES[1])
+        files.context.target_max_block_size = min(max(wanted, BLOCK_BYTES[0]), most)
         # CPU shares of their own keep Ray Data from fusing the reader with the cleaner: one large file is read
         # by one task and cleaned by all cores. Of the CPUs, Ray Data holds a quarter back for the reader: shares
         # of 0.7 fill the rest with one cleaner a core.
@@ -166,18 +176,18 @@ def _until(
     done, rows = 0, []
     connected.wait(CONNECTED_SECONDS)
     while not connected.is_set() and done < len(sources) and raw_bytes([sources[done]]) <= START_BYTES:
-        for block in _blocks(done, sources[done], data):
+        for block in _blocks(done, sources[done], data, BLOCK_BYTES[1]):
             rows += clean(block).to_pylist()
         done += 1
     return done, rows
 
 
-def _blocks(index: int, source: Source, data: DataConfig) -> Iterator[pa.Table]:
-    """The chunks of a source put together to blocks worth a part of their own."""
+def _blocks(index: int, source: Source, data: DataConfig, size: int) -> Iterator[pa.Table]:
+    """The chunks of a source put together to blocks of at least ``size`` bytes, each worth a part of its own."""
     waiting: list[pa.Table] = []
     for chunk in _numbered(index, source, data):
         waiting.append(chunk)
-        if sum(c.nbytes for c in waiting) >= BLOCK_BYTES[1]:
+        if sum(c.nbytes for c in waiting) >= size:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:

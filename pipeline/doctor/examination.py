@@ -19,7 +19,7 @@ from pipeline.doctor.judge import GB, Finding, judge
 from pipeline.errors import UserError, first_line
 from pipeline.model import source
 from pipeline.storage import Place
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, trainer
 
 
 def run(config: Config, address: str | None) -> bool:
@@ -71,19 +71,20 @@ def examine(config: Config, address: str | None) -> Iterator[Finding]:
 
 def _run(config: Config, have: cluster.Resources, here_cpus: float) -> Iterator[Finding]:
     """Whether data and model are there, and the run fits."""
-    folder: Path | None = None
+    found: source.ModelSource
 
-    def model() -> str:
-        nonlocal folder
-        folder = source.resolve(config.model.name).folder
-        return f"{config.model.name}: {folder or 'trained from scratch'}"
+    def resolved() -> str:
+        nonlocal found
+        found = source.resolve(config.model.name)
+        return f"{config.model.name}: {found.folder or 'trained from scratch'}"
 
     yield _attempt("data", lambda: _data(config))
-    found = _attempt("model", model)
-    yield found
-    if found.good:
-        count = fits.parameters(config, folder)
-        yield from fits.findings(config, have, here_cpus, cluster.is_loopback(config.serve.host), count, _free(config))
+    model = _attempt("model", resolved)
+    yield model
+    if model.good:
+        count, averaged = fits.parameters(config, found.folder), trainer.ema_decay(config, found) > 0
+        loopback = cluster.is_loopback(config.serve.host)
+        yield from fits.findings(config, have, here_cpus, loopback, count, averaged, _free(config))
 
 
 def _line(n: NodeFacts, here: str) -> str:

@@ -17,7 +17,7 @@ AVERAGE_CHECKPOINT_BYTES, AVERAGE_BYTES = 8, 4  # more of these, where an averag
 
 
 def findings(config: Config, have: cluster.Resources, here_cpus: float, loopback: bool, parameters: int,
-             disk_free: int | None) -> Iterator[Finding]:  # fmt: skip
+             averaged: bool, disk_free: int | None) -> Iterator[Finding]:  # fmt: skip
     """Training, serving, memory and disk.
 
     Args:
@@ -26,17 +26,18 @@ def findings(config: Config, have: cluster.Resources, here_cpus: float, loopback
         here_cpus: what the node of the command hands out, where an endpoint on loopback keeps its replicas.
         loopback: whether the endpoint listens there.
         parameters: of the model.
+        averaged: whether training keeps an average of its weights.
         disk_free: bytes free where runs live; None where that cannot be measured.
     """
     try:
         layout = cluster.train_layout(config, have)
         yield Finding("training", True, f"{layout.arithmetic()} of {have.cpus} CPUs, {have.gpus} GPUs")
         if parameters:
-            yield _memory(layout.workers, parameters, TRAINING_BYTES + AVERAGE_BYTES * _averages(config), have)
+            yield _memory(layout.workers, parameters, TRAINING_BYTES + AVERAGE_BYTES * averaged, have)
     except UserError as e:
         yield Finding("training", False, "does not fit", str(e))
     yield _serving(config, have, here_cpus, loopback)
-    yield _disk(config, parameters, disk_free)
+    yield _disk(config, parameters, averaged, disk_free)
 
 
 def parameters(config: Config, folder: Path | None) -> int:
@@ -74,12 +75,6 @@ def _in_file(file: Path) -> int:
     return count
 
 
-def _averages(config: Config) -> bool:
-    """Whether training keeps an average of the weights."""
-    decay = config.train.ema_decay
-    return config.model.name == "lstm" if decay is None else decay > 0
-
-
 def _memory(workers: int, count: int, each: int, have: cluster.Resources) -> Finding:
     need = workers * count * each / GB
     total = have.memory_gb * 1e9 / GB
@@ -103,9 +98,9 @@ def _serving(config: Config, have: cluster.Resources, here_cpus: float, loopback
     return Finding("serving", room >= s.min_replicas, fact, advice)
 
 
-def _disk(config: Config, count: int, free: int | None) -> Finding:
+def _disk(config: Config, count: int, averaged: bool, free: int | None) -> Finding:
     kept = config.train.keep_checkpoints + 2
-    each = CHECKPOINT_BYTES + AVERAGE_CHECKPOINT_BYTES * _averages(config)
+    each = CHECKPOINT_BYTES + AVERAGE_CHECKPOINT_BYTES * averaged
     need = kept * count * each
     fact = f"{kept} checkpoints x {count / 1e6:.1f} M parameters x {each} bytes = {need / GB:.1f} GB"
     if free is None:

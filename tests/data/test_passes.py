@@ -13,6 +13,8 @@ from pipeline.config import load
 from pipeline.data import dedup, first_pass, near_pass, reject, second_pass
 from pipeline.data.config import DataConfig
 from pipeline.data.exchange import ROWS
+from pipeline.data.job import shard_count
+from pipeline.data.layout import largest_block
 from pipeline.data.parsers import CHUNK
 from pipeline.data.rank import rank
 from pipeline.data.read import Source
@@ -219,3 +221,14 @@ def test_a_training_row_cannot_unseat_a_test_row(tokenizer: TextTokenizer) -> No
         done = finished(table, ["a", "b"], {}, tokenizer, policy)
         assert done.tables["test"]["id"].to_pylist() == ["test.csv:2"]
         assert done.facts["duplicates"] == {dedup.CONFLICT: 2}
+
+
+def test_pieces_to_read_stay_few_however_much_there_is() -> None:
+    """Parts of the first pass times shards: what the later passes read."""
+    assert shard_count(0, 16) == 2
+    assert shard_count(33 << 20, 16) == 3
+    assert shard_count(16 << 30, 16) == 1024
+    assert largest_block(1 << 30) == 16 << 20
+    for raw in (64 << 30, 256 << 30):
+        assert shard_count(raw, 16) * raw // largest_block(raw) <= 1024 * 1024
+    assert largest_block(1 << 50) == 256 << 20

@@ -15,9 +15,9 @@ THREE = Resources(((0, 0), (4, 0), (4, 0)), memory_gb=16.0)
 
 
 def found(have: Resources = THREE, parameters: int = 22_700_000, free: int | None = 50 * GB, **sets: Any) -> Any:
-    loopback = sets.pop("loopback", False)
+    loopback, averaged = sets.pop("loopback", False), sets.pop("averaged", False)
     made = config.load(None, [f"{k.replace('__', '.')}={v}" for k, v in sets.items()], {})
-    return dict(enumerate(fits.findings(made, have, 0, loopback, parameters, free)))
+    return dict(enumerate(fits.findings(made, have, 0, loopback, parameters, averaged, free)))
 
 
 def good(findings: dict[int, Finding]) -> list[bool]:
@@ -31,6 +31,12 @@ def test_all_fits_with_the_arithmetic() -> None:
     assert "1 to 2 replicas of 1 CPU, room for 8" in serving.fact
     assert "4 checkpoints x 22.7 M parameters x 12 bytes = 1.0 GB, twice that must be free; 50.0 GB are" in disk.fact
     assert good(found()) == [True] * 4
+
+
+def test_an_average_of_the_weights_takes_room() -> None:
+    _, memory, _, disk = found(averaged=True).values()
+    assert "parameters x 20 bytes" in memory.fact
+    assert "parameters x 20 bytes" in disk.fact
 
 
 def test_what_does_not_fit() -> None:
