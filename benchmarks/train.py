@@ -6,6 +6,8 @@ Five sides, each in a process of its own, in turn: the Trainer as it comes (fp32
 Trainer tuned (bf16 where the processor computes in it, padded to the longest row of the batch, rows of like length
 together), our loop without Ray on two threads, the same under Ray Train as one worker of two cores, and as two DDP
 workers of one. Samples per second are those of the steps: start-up, loading and scoring are left out on every side.
+The speed of a shared machine changes meanwhile: the sides of a round are compared with each other, every second round
+goes backwards, and the median of the rounds' ratios counts.
 Needs ``accelerate``, which the Trainer asks for, beside the project's own requirements.
 """
 
@@ -128,12 +130,13 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(SIDES), help="some of them, with commas")
     parser.add_argument("--rows", type=int, default=2_000, help="training rows")
     parser.add_argument("--repeats", type=int, default=2, help="times each side runs, in turn")
+    parser.add_argument("--test-rows", type=int, default=4_000, help="that the trained models are scored on")
     parser.add_argument("--out", type=Path, default=RESULTS / "train.json")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one side, in its own process
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     data = Path(os.environ.get("BROADSHEET_DATA") or sys.exit("set BROADSHEET_DATA to a folder with ag_news"))
-    rows, test_rows, repeats = arguments.rows, 4_000, arguments.repeats
+    rows, test_rows, repeats = arguments.rows, arguments.test_rows, arguments.repeats
     if arguments.quick:
         rows, test_rows, repeats = 128, 200, 1
     if arguments.side:
@@ -145,20 +148,22 @@ def main() -> None:
     sides = arguments.sides.split(",")
     if unknown := sorted(set(sides) - set(SIDES)):
         sys.exit(f"--sides: {unknown[0]} is none of {', '.join(SIDES)}")
-    for _ in range(repeats):
-        for name in sides:
+    for turn in range(repeats):
+        for name in sides[:: -1 if turn % 2 else 1]:
             with tempfile.TemporaryDirectory(prefix="train-") as temporary:
                 command = [sys.executable, __file__, "--side", name, "--folder", temporary, "--rows", str(rows)]
+                command += ["--test-rows", str(test_rows)]
                 done = subprocess.run(
                     [*command, *(["--quick"] if arguments.quick else [])], capture_output=True, text=True, check=False
                 )
                 if done.returncode:
                     sys.exit(f"{name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-                raw.append(json.loads((Path(temporary) / f"{name}.json").read_text()))
+                raw.append({"round": turn, **json.loads((Path(temporary) / f"{name}.json").read_text())})
             print(raw[-1], flush=True)
 
-    def rate(name: str) -> float:
-        return statistics.median(r["samples_per_s"] for r in raw if r["side"] == name)
+    def ratio(ours: str, theirs: str) -> float:
+        rates = {(r["round"], r["side"]): r["samples_per_s"] for r in raw}
+        return round(statistics.median(rates[k, ours] / rates[k, theirs] for k in range(repeats)), 3)
 
     accuracy = {s: round(100 * float(np.mean([r["accuracy"] for r in raw if r["side"] == s])), 2) for s in sides}
     pairs = {"vs_trainer_stock": ("bare", "stock"), "vs_trainer_tuned": ("bare", "tuned"),
@@ -174,11 +179,7 @@ def main() -> None:
         "test_rows": test_rows,
         "runs": raw,
         "accuracy": accuracy,
-        "ratios": {
-            name: round(rate(ours) / rate(theirs), 3)
-            for name, (ours, theirs) in pairs.items()
-            if ours in sides and theirs in sides
-        },
+        "ratios": {name: ratio(*pair) for name, pair in pairs.items() if set(pair) <= set(sides)},
     }
     write(result, arguments.out)
 
