@@ -1,4 +1,4 @@
-"""Two nodes, one of which is lost in the middle of a training and comes back."""
+"""Nodes that are lost, come back or join while a command runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import unused_port
 
@@ -118,3 +119,39 @@ def test_a_lost_node_comes_back(tmp_path: Path, nodes: Nodes) -> None:
         [EPOCHS / 3, 2 * EPOCHS / 3, EPOCHS], abs=0.5
     )
     assert facts["history"][-1]["validation_accuracy"] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_that_joins_helps_to_prepare_at_once(tmp_path: Path, nodes: Nodes) -> None:
+    rows = (f"the {i % 7919} of {i} comes to {i * i % 100_003} in a place where {i % 13} grow,{i % 3}"
+            for i in range(500_000))  # fmt: skip
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    where = ["--data", f"{tmp_path}/rows.csv", "--storage", f"{tmp_path}/runs", "--model", "lstm"]
+    small = ["--set", "data.in_process_mb=0", "--set", "data.shard_mb=1", "--set", "model.vocab_size=300"]
+    nodes.add()
+    log = tmp_path / "prepare.log"
+    command = [sys.executable, "-m", "broadsheet", "prepare", "--address", nodes.address, *where, *small]
+    with log.open("wb") as out:
+        preparing = subprocess.Popen(command, cwd=tmp_path, env=nodes.environment, stdout=out, stderr=out)
+    try:
+        wait_for(lambda: any("MapBatches" in name for name in works_on(nodes.running[0])), preparing)
+        second = nodes.add()
+        wait_for(lambda: any("MapBatches" in name for name in works_on(second)), preparing)
+        assert preparing.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        if preparing.poll() is None:
+            preparing.kill()
+            preparing.wait()
+    assert "500,000 rows read" in log.read_text()
+
+
+def works_on(node: subprocess.Popen[bytes]) -> list[str]:
+    """What the worker processes of a node are at, in Ray's words."""
+    found = []
+    for process in psutil.Process(node.pid).children(recursive=True):
+        try:
+            found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return [name for name in found if name.startswith("ray::")]
