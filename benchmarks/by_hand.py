@@ -12,15 +12,15 @@ from measure import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from host_spaces import HOSTS, STAGE, sh, ssh
+from host_spaces import HOSTS, SHARED, STAGE, sh, ssh
 from real_hosts import COUNT, HEAD
 
 HEAD_NAME, *WORKERS = HOSTS
 MOUNTED = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "broadsheet.py", "pipeline", "tune", "serve")
-# What docs/cluster.md names for every node; the last is the time that a worker waits for its head.
+# What docs/cluster.md names for every node. Hosts have no package index: models come from what they share.
 EVERYWHERE = (
     'unset OMP_NUM_THREADS; export PATH="$HOME/venv/bin:$PATH" RAY_AUTH_MODE=token RAY_SERVE_ENABLE_HA_PROXY=1 '
-    "GLOO_SOCKET_IFNAME=eth0 RAY_gcs_rpc_server_reconnect_timeout_s=600; "
+    f"GLOO_SOCKET_IFNAME=eth0 RAY_gcs_rpc_server_reconnect_timeout_s=600 BROADSHEET_CACHE={SHARED}/cache; "
     'export RAY_SERVE_HAPROXY_BINARY_PATH="$(command -v broadsheet-haproxy)"; '
 )
 STORE = 200_000_000  # bytes of each object store

@@ -34,6 +34,7 @@ MODELS: dict[str, list[str]] = {
     "minilm": ["train.epochs=2"],
 }
 EXTRA: dict[str, list[str]] = {
+    "thucnews_lstm": ["train.epochs=6", "model.token_dropout=0"],
     "reuters8_minilm": ["train.epochs=3"],
     "reuters52_minilm": ["train.epochs=6"],
     "newsgroups20_minilm": ["train.epochs=4", "model.max_tokens=256"],
