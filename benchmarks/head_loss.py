@@ -29,14 +29,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from by_hand import HEAD_NAME, WORKERS, Cluster, words
 from host_spaces import HOSTS, LAPTOP, SHARED, STAGE, CannotRun, check, hosts, power_off, power_on, say
-from load import Load, steady
+from load import PATIENCE_S, Load, steady
 from measure import RESULTS, machine, write
 from real_hosts import until
 
 OFF_S = 20.0
 BACK_S = 25.0  # watched after the head is back, before the next kill
 RATE = 20.0  # requests per second
-PATIENCE_S = 300.0
+BACK_WITHIN_S = 300.0
 REDIS_PORT = 6390
 STATE = (
     'python -c \'import json, ray; ray.init("auto", log_to_driver=False); from ray.util.state import list_actors; '
@@ -101,10 +101,11 @@ def play(cluster: Cluster, texts: list[str], kills: int) -> dict[str, Any]:
             await asyncio.sleep(OFF_S)
             running.append(await asyncio.to_thread(power_on, HEAD_NAME))
             await asyncio.to_thread(cluster.start, HEAD_NAME)
-            await asyncio.to_thread(until, "all nodes", lambda: cluster.nodes() == len(HOSTS), PATIENCE_S)
+            await asyncio.to_thread(until, "all nodes", lambda: cluster.nodes() == len(HOSTS), BACK_WITHIN_S)
             back.append(round(time.monotonic() - struck[-1], 1))
             say(f"head {k + 1}: back after {back[-1]} s; {load.failed} of {len(load.answers)} failed: {load.outcomes}")
-            await asyncio.sleep(BACK_S)
+            # A request that hangs fails after ``PATIENCE_S``: the last ones are waited for.
+            await asyncio.sleep(BACK_S if k + 1 < kills else PATIENCE_S + 5)
         over = len(load.answers)  # what is under way now is not counted
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -73,6 +73,10 @@ class CannotRun(Exception):
     """This machine cannot play three hosts; the message says why."""
 
 
+class LeftOvers(CannotRun):
+    """Another run is at it, or has left its traces; the message says how to be rid of them."""
+
+
 def say(what: str) -> None:
     """A line about the test itself."""
     print(f"--- {what}", flush=True)
@@ -95,7 +99,7 @@ def check() -> None:
     """Refuse a machine that cannot do this.
 
     Raises:
-        CannotRun: with what is missing.
+        CannotRun: with what is missing; ``LeftOvers`` where it is another run that is in the way.
     """
     if sys.platform != "linux":
         raise CannotRun("network namespaces are Linux's")
@@ -105,7 +109,7 @@ def check() -> None:
     if missing:
         raise CannotRun(f"missing: {', '.join(missing)}")
     if STAGE.exists() or Path(f"/sys/class/net/{BRIDGE}").exists():
-        raise CannotRun(
+        raise LeftOvers(
             f"another run uses {STAGE}, or was killed: {sys.executable} tests/real_hosts.py --clean removes its traces"
         )
     try:
@@ -144,12 +148,13 @@ def power_on(name: str) -> subprocess.Popen[bytes]:
 
 
 def _cable(name: str) -> str:
-    return f"broadsheet-v{list(HOSTS).index(name) + 1}"
+    return f"broadsheet-v{name.rpartition('-')[2]}"
 
 
 def clean() -> None:
     """Remove everything: processes of the hosts, their networks, the bridge, the folders."""
-    for name in HOSTS:
+    there = {p.name for p in Path("/run/netns").glob("broadsheet-*")}  # a killed run may have played more of them
+    for name in sorted(there | set(HOSTS)):
         with contextlib.suppress(RuntimeError):  # it may have none yet
             power_off(name)
         subprocess.run(["ip", "link", "del", _cable(name)], capture_output=True)  # else it goes a moment later

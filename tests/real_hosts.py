@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from host_spaces import HOSTS, SHARED, STAGE, CannotRun, check, clean, hosts, say, sh
+from host_spaces import HOSTS, SHARED, STAGE, CannotRun, LeftOvers, check, clean, hosts, say, sh
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = HOSTS["broadsheet-1"]
+CANNOT = 77  # as test programs say "skipped"
 STORE = 200_000_000  # bytes of each object store
 COUNT = """python -c 'import ray; ray.init("auto", log_to_driver=False); print("nodes:", len(ray.nodes()))'"""
 
@@ -194,15 +195,18 @@ def _processes() -> list[str]:
 
 
 def main() -> int:
-    """The whole test; returns the exit code: 2 where it could not be tried."""
+    """The whole test; returns the exit code: ``CANNOT`` where it could not be tried."""
     if "--clean" in sys.argv:
         clean()
         return 0
     try:
         check()
+    except LeftOvers as e:
+        print(f"cluster-test failed: {e}", file=sys.stderr)
+        return 1
     except CannotRun as e:
         print(f"cluster-test cannot run here: {e}", file=sys.stderr)
-        return 2
+        return CANNOT
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     try:

@@ -125,25 +125,25 @@ def test_a_lost_node_comes_back(tmp_path: Path, nodes: Nodes) -> None:
 @pytest.mark.timeout(900)
 def test_a_node_that_joins_helps_to_prepare_at_once(tmp_path: Path, nodes: Nodes) -> None:
     rows = (f"the {i % 7919} of {i} comes to {i * i % 100_003} in a place where {i % 13} grow,{i % 3}"
-            for i in range(500_000))  # fmt: skip
+            for i in range(1_000_000))  # fmt: skip
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     where = ["--data", f"{tmp_path}/rows.csv", "--storage", f"{tmp_path}/runs", "--model", "lstm"]
-    small = ["--set", "data.in_process_mb=0", "--set", "data.shard_mb=1", "--set", "model.vocab_size=300"]
+    small = ["--set", "data.in_process_mb=0", "--set", "data.near_duplicates=keep", "--set", "model.vocab_size=300"]
     nodes.add()
     log = tmp_path / "prepare.log"
     command = [sys.executable, "-m", "broadsheet", "prepare", "--address", nodes.address, *where, *small]
     with log.open("wb") as out:
         preparing = subprocess.Popen(command, cwd=tmp_path, env=nodes.environment, stdout=out, stderr=out)
-    try:
-        wait_for(lambda: any("MapBatches" in name for name in works_on(nodes.running[0])), preparing)
+    try:  # the first pass, of which each node is to do a share
+        wait_for(lambda: any("clean_block" in name for name in works_on(nodes.running[0])), preparing)
         second = nodes.add()
-        wait_for(lambda: any("MapBatches" in name for name in works_on(second)), preparing)
+        wait_for(lambda: any("clean_block" in name for name in works_on(second)), preparing)
         assert preparing.wait(PATIENCE) == 0, log.read_text()
     finally:
         if preparing.poll() is None:
             preparing.kill()
             preparing.wait()
-    assert "500,000 rows read" in log.read_text()
+    assert "1,000,000 rows read" in log.read_text()
 
 
 def works_on(node: subprocess.Popen[bytes]) -> list[str]:

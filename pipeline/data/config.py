@@ -91,10 +91,10 @@ class DataConfig(Section):
     in_process_mb: int = Field(
         64, ge=0, description="Raw megabytes up to which rows are prepared in one process, without starting Ray."
     )
-    shard_mb: int = Field(
-        16,
+    shard_mb: int | None = Field(
+        None,
         ge=1,
         le=1024,
-        description="Raw megabytes per prepared shard; fixes how many shards there are, up to 1,024. "
-        "With more data than that the shards are larger.",
+        description="Raw megabytes per prepared shard; fixes how many shards there are. null: 16, and more where there "
+        "would be over 1,024 of them.",
     )

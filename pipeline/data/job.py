@@ -36,7 +36,7 @@ from pipeline.data import (
     words,
 )
 from pipeline.data.columns import one
-from pipeline.data.layout import Layout
+from pipeline.data.layout import Layout, raw_bytes
 from pipeline.data.neighbours import Neighbours
 from pipeline.data.rank import Ranked, rank
 from pipeline.data.read import Source
@@ -49,20 +49,25 @@ from pipeline.storage import Place, local_folder, put_folder
 
 TOKENIZER_TEXTS = 200_000
 TOKENIZER_CHARS = 200_000_000
+SHARD_MB = 16
 MOST_SHARDS = 1024
+LARGEST_SHARD = 512 << 20
 
 
-def shard_count(raw: int, shard_mb: int) -> int:
+def shard_count(raw: int, text: int, shard_mb: int | None) -> int:
     """How many shards there are.
 
     Each task of a later pass reads a bucket out of every part that the first pass wrote, so the pieces to read are
-    parts times shards. Beyond 1,024 shards they grow with the data, not the other way round.
+    parts times shards. Unless the user says how large shards are, from 1,024 on they grow with the data, up to half a
+    gigabyte of text.
 
     Args:
         raw: bytes of all sources as they lie there.
-        shard_mb: megabytes (2^20 bytes) of them per shard.
+        text: about as many once unpacked.
+        shard_mb: megabytes (2^20 bytes) of the sources per shard, if the user has said so.
     """
-    return min(max(2, -(-raw // (shard_mb << 20))), MOST_SHARDS)
+    least = max(2, -(-raw // ((shard_mb or SHARD_MB) << 20)))
+    return least if shard_mb else max(min(least, MOST_SHARDS), -(-text // LARGEST_SHARD))
 
 
 @functools.lru_cache(maxsize=2)
@@ -104,7 +109,8 @@ class Job:
         Raises:
             UserError: the input cannot be prepared.
         """
-        self.shards = shard_count(sum(s.size for s in self.sources), self.config.data.shard_mb)
+        lying = sum(s.size for s in self.sources)
+        self.shards = shard_count(lying, raw_bytes(self.sources), self.config.data.shard_mb)
         neighbours = self._find_neighbours()
         sketch, first = self._first_pass()
         changes = corrections.load(self.config.data)

@@ -26,10 +26,10 @@ from pipeline.data.read import Source, read
 # second that Ray Data takes to start the next task does not count.
 BLOCK_BYTES = (1 << 20, 16 << 20)
 BLOCKS_PER_CPU = 6
-# Each block ends as a file that every later task reads a piece of: beyond so many blocks they grow, up to what a
-# worker has the memory for.
-MOST_BLOCKS = 1024
-LARGEST_BLOCK = 256 << 20
+# Each block ends as a part that every later task reads a piece of: where there would be more than so many they grow, as
+# long as a worker has the memory for one, which takes some eight times its size.
+MOST_PARTS = 1024
+LARGEST_BLOCK = 64 << 20
 CONNECTED_SECONDS = 0.3  # a Ray that runs already is reached within
 START_BYTES = 32 << 20  # raw; a larger file would keep all other cores waiting
 FILES_PER_CPU = 2  # from which on whole files are handed out, rather than their blocks
@@ -54,9 +54,19 @@ def raw_bytes(sources: Sequence[Source]) -> int:
     return sum(s.size * (PACKED if compression(s.uri) or s.format == "parquet" else 1) for s in sources)
 
 
-def largest_block(raw: int) -> int:
-    """Bytes of rows that a cleaner gets at most, with so many raw ones to clean in all."""
-    return max(BLOCK_BYTES[1], min(raw // MOST_BLOCKS, LARGEST_BLOCK))
+def block_bytes(raw: int, cpus: int) -> tuple[int, int]:
+    """How large the blocks are that cleaners get.
+
+    Args:
+        raw: about how many bytes there are to clean in all.
+        cpus: that clean.
+
+    Returns:
+        The bytes of a block of a file that all cores share, and the most of one of a file that a core has for itself.
+    """
+    most = max(BLOCK_BYTES[1], min(raw // MOST_PARTS, LARGEST_BLOCK))
+    wanted = max(raw // (BLOCKS_PER_CPU * cpus), raw // MOST_PARTS)
+    return min(max(wanted, BLOCK_BYTES[0]), most), most
 
 
 def choose(sources: Sequence[Source], data: DataConfig, address: str | None) -> Layout:
@@ -118,14 +128,14 @@ class OnRay:
         if not left:
             return
         sizes = [raw_bytes([sources[i]]) for i in left]
-        most = largest_block(sum(sizes))
+        shared, own = block_bytes(sum(sizes), cpus)
         files = cluster.data().from_items(left, override_num_blocks=len(left))
         arrow: dict[str, Any] = {"batch_format": "pyarrow"}
 
         def read_and_clean(batch: pa.Table) -> Iterator[pa.Table]:
             with _frozen():
                 for i in batch["item"].to_pylist():
-                    yield from map(clean, _blocks(i, sources[i], data, most))
+                    yield from map(clean, _blocks(i, sources[i], data, own))
 
         def read_file(batch: pa.Table) -> Iterator[pa.Table]:
             with _frozen():
@@ -139,8 +149,7 @@ class OnRay:
         if max(sizes) * FILES_PER_CPU * cpus <= sum(sizes):  # every core finds files of its own: nothing is handed over
             yield from files.map_batches(read_and_clean, batch_size=1, num_cpus=1, **arrow).iter_rows()
             return
-        wanted = sum(sizes) // (BLOCKS_PER_CPU * cpus)
-        files.context.target_max_block_size = min(max(wanted, BLOCK_BYTES[0]), most)
+        files.context.target_max_block_size = shared
         # CPU shares of their own keep Ray Data from fusing the reader with the cleaner: one large file is read
         # by one task and cleaned by all cores. Of the CPUs, Ray Data holds a quarter back for the reader: shares
         # of 0.7 fill the rest with one cleaner a core.
@@ -185,11 +194,14 @@ def _until(
 def _blocks(index: int, source: Source, data: DataConfig, size: int) -> Iterator[pa.Table]:
     """The chunks of a source put together to blocks of at least ``size`` bytes, each worth a part of its own."""
     waiting: list[pa.Table] = []
+    held = 0
     for chunk in _numbered(index, source, data):
         waiting.append(chunk)
-        if sum(c.nbytes for c in waiting) >= size:
-            yield pa.concat_tables(waiting)
-            waiting = []
+        held += chunk.nbytes
+        if held >= size:
+            block = pa.concat_tables(waiting)
+            waiting, held = [], 0
+            yield block
     if waiting:
         yield pa.concat_tables(waiting)
 

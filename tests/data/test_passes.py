@@ -14,7 +14,7 @@ from pipeline.data import dedup, first_pass, near_pass, reject, second_pass
 from pipeline.data.config import DataConfig
 from pipeline.data.exchange import ROWS
 from pipeline.data.job import shard_count
-from pipeline.data.layout import largest_block
+from pipeline.data.layout import block_bytes
 from pipeline.data.parsers import CHUNK
 from pipeline.data.rank import rank
 from pipeline.data.read import Source
@@ -224,11 +224,15 @@ def test_a_training_row_cannot_unseat_a_test_row(tokenizer: TextTokenizer) -> No
 
 
 def test_pieces_to_read_stay_few_however_much_there_is() -> None:
-    """Parts of the first pass times shards: what the later passes read."""
-    assert shard_count(0, 16) == 2
-    assert shard_count(33 << 20, 16) == 3
-    assert shard_count(16 << 30, 16) == 1024
-    assert largest_block(1 << 30) == 16 << 20
-    for raw in (64 << 30, 256 << 30):
-        assert shard_count(raw, 16) * raw // largest_block(raw) <= 1024 * 1024
-    assert largest_block(1 << 50) == 256 << 20
+    """Parts of the first pass times shards are what the later passes read."""
+    assert shard_count(0, 0, None) == 2
+    assert shard_count(33 << 20, 33 << 20, None) == 3
+    assert shard_count(256 << 30, 256 << 30, None) == 1024
+    assert shard_count(256 << 30, 1 << 40, None) == 2048, "no more than half a gigabyte of text in one"
+    assert shard_count(256 << 30, 256 << 30, 16) == 16384, "the user has said so"
+    for cpus in (2, 64, 4096):
+        for raw in (16 << 30, 64 << 30):
+            assert all(raw // size <= 1024 for size in block_bytes(raw, cpus))
+        assert block_bytes(1 << 40, cpus) == (64 << 20, 64 << 20)
+    assert block_bytes(60 << 20, 2) == (5 << 20, 16 << 20)
+    assert block_bytes(1 << 20, 2) == (1 << 20, 16 << 20)
