@@ -13,7 +13,7 @@ from measure import ROOT
 sys.path.insert(0, str(ROOT / "tests"))
 
 from host_spaces import HOSTS, SHARED, STAGE, sh, ssh
-from real_hosts import COUNT, HEAD
+from real_hosts import COUNT, HEAD, STORE
 
 HEAD_NAME, *WORKERS = HOSTS
 MOUNTED = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "broadsheet.py", "pipeline", "tune", "serve")
@@ -23,7 +23,6 @@ EVERYWHERE = (
     f"GLOO_SOCKET_IFNAME=eth0 RAY_gcs_rpc_server_reconnect_timeout_s=600 BROADSHEET_CACHE={SHARED}/cache; "
     'export RAY_SERVE_HAPROXY_BINARY_PATH="$(command -v broadsheet-haproxy)"; '
 )
-STORE = 200_000_000  # bytes of each object store
 
 
 class Cluster:

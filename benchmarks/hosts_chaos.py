@@ -100,7 +100,11 @@ class Jobs:
         if stage == "prepare":
             return digest(folder)
         if stage in TRAINED:
-            return _hash((folder / "default/checkpoint/model.safetensors").read_bytes())
+            # The weights are the best, which may be older than the kill; the losses go on to the last step.
+            checkpoint = folder / "default/checkpoint"
+            history = json.loads((checkpoint / "broadsheet.json").read_text())["training"]["history"]
+            losses = json.dumps([[e["step"], e["loss"], e["validation_loss"]] for e in history])
+            return _hash(losses.encode(), (checkpoint / "model.safetensors").read_bytes())
         if stage == "tune":
             trials = [json.loads(line) for line in (folder / "search/trials.jsonl").read_text().splitlines()]
             scores = json.dumps([[t["trial"], t["point"], t["best"], t["steps"]] for t in trials])
