@@ -282,8 +282,8 @@ def main() -> None:
     """Let hosts die in every stage and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--stages", default=",".join(STAGES), help="some of them, with commas")
-    parser.add_argument("--kills", type=int, default=5, help="per stage")
-    parser.add_argument("--quick", action="store_true", help="small jobs, one kill per stage")
+    parser.add_argument("--kills", type=int, help="per stage; by default 5, quick 1")
+    parser.add_argument("--quick", action="store_true", help="small jobs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "hosts_chaos.json")
     arguments = parser.parse_args()
@@ -295,7 +295,7 @@ def main() -> None:
         check()
     except CannotRun as e:
         sys.exit(f"hosts_chaos cannot run here: {e}")
-    kills = 1 if arguments.quick else arguments.kills
+    kills = arguments.kills or (1 if arguments.quick else 5)
     made = machine()
     runs: list[dict[str, Any]] = []
     if arguments.out.exists():  # a sitting with some of the stages keeps what others found, each with its commit

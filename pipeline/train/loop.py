@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,7 @@ class Loop:
     label_smoothing: float = 0.0
     micro_tokens: int | None = None
     adversary: Adversary | None = None
+    _settled: bool = field(default=False, init=False)
 
     def step(self, step: int, global_batch: batches.Rows, learning_rate: float) -> Tensor:
         """Take one step on this rank's share of a global batch.
@@ -106,6 +107,8 @@ class Loop:
         Returns:
             This rank's part of the mean loss (add up over ranks), detached.
         """
+        if self.world > 1 and not self._settled:
+            self._settle(global_batch[-1:])
         torch.manual_seed((self.seed * 1_000_003 + step) * 1_009 + self.rank)
         mine = batches.share(global_batch, self.rank, self.world)
         idle = len(mine) == 0
@@ -129,6 +132,18 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return part
+
+    def _settle(self, rows: batches.Rows) -> None:
+        """Have DDP lay out its buckets, with gradients that are thrown away.
+
+        DDP fills other buckets in its first backward pass than in all later ones, and where a gradient lies decides
+        in which order an all-reduce adds up the ranks. From three ranks on, ``a + (b + c)`` is not ``(a + b) + c``
+        to the last bit: a training that resumes would part from one that nothing happened to.
+        """
+        self.model.train()
+        self._pass(*self._batch(self.tokens, rows), 0.0, last=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._settled = True
 
     def _pass(self, inputs: Tensor, mask: Tensor, labels: Tensor, scale: float, last: bool) -> Tensor:
         """Forward and backward; gradients add up, and are exchanged with the last pass of a step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,13 @@ def test_gradients_are_clipped_only_above_the_norm() -> None:
         assert norms[0] == pytest.approx(1e-3, rel=1e-3) if clip < 1 else 1e-2 < norms[0] < 1e3
 
 
-def _rank(rank: int, folder: str) -> None:
+def _meet(rank: int, folder: str, world: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+
+
+def _rank(rank: int, folder: str) -> None:
+    _meet(rank, folder, 2)
     for micro, size in WAYS:
         model = network()
         wrapped, exchange = wrap(model, CPU, tokens(), 0)
@@ -103,6 +108,36 @@ def test_two_ranks_take_the_step_of_one(tmp_path: Path) -> None:
             torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6, msg=name)
         decayed = first["bert.embeddings.word_embeddings.weight"][40:]
         torch.testing.assert_close(decayed, untouched * (1 - 1e-2 * 0.01) ** 4, rtol=1e-5, atol=1e-7)
+
+
+def _resumed_rank(rank: int, folder: str) -> None:
+    _meet(rank, folder, 3)
+    given: tuple[Any, Any] | None = None
+    for life in ("whole", "resumed"):
+        model = network()
+        wrapped, exchange = wrap(model, CPU, tokens(), 0)
+        one = loop(model, wrapped=wrapped, rank=rank, world=3, exchange=exchange)
+        if given is not None:
+            model.load_state_dict(given[0])
+            one.optimizer.load_state_dict(given[1])
+        for step, rows in enumerate(batches()):
+            if given is None or step >= 2:
+                one.step(step, rows, 1e-2)
+            if step == 1 and life == "whole":
+                between = copy.deepcopy((model.state_dict(), one.optimizer.state_dict()))
+        given = between
+        save_file(model.state_dict(), f"{folder}/{life}-{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+def test_three_ranks_that_resume_are_bit_identical(tmp_path: Path) -> None:
+    """Two cannot show it: a + b is b + a, but from three on the order of adding up counts."""
+    torch.multiprocessing.spawn(_resumed_rank, (str(tmp_path),), nprocs=3)
+    whole = load_file(tmp_path / "whole-0.safetensors")
+    for rank in range(3):
+        resumed = load_file(tmp_path / f"resumed-{rank}.safetensors")
+        differing = [name for name, value in whole.items() if not torch.equal(resumed[name], value)]
+        assert not differing, f"rank {rank}: {differing}"
 
 
 def test_precision_says_why() -> None:
