@@ -37,6 +37,22 @@ ray.init(sys.argv[1], log_to_driver=False)
 print(next(n["NodeID"] for n in ray.nodes() if "node:__internal_head__" not in n["Resources"]))
 """
 
+LONE_SEAT = """
+import ray, sys, time
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+ray.init(sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(sys.argv[2], soft=False))
+def told():
+    from pipeline.train.seat import LoneSeat
+    seat = LoneSeat(print, gpu=False)
+    while not (nodes := seat.leaving()):
+        time.sleep(0.2)
+    return nodes
+
+print(*ray.get(told.remote()))
+"""
+
 
 @dataclass
 class TwoNodes:
@@ -202,6 +218,10 @@ def test_a_spot_node_is_taken_away_with_notice(cluster: TwoNodes) -> None:
         *sets,
     ]
     with served("aws") as aws, log.open("wb") as out:
+        lone = subprocess.Popen(  # a trial of a search has nobody who tells it
+            [sys.executable, "-c", LONE_SEAT, cluster.address, node],
+            env=cluster.environment, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         training = subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stdout=out, stderr=out)
         watch = [sys.executable, "-m", "pipeline.spot", "--metadata", aws.url]
         watch += ["--address", cluster.address, "--node-id", node]
@@ -215,8 +235,10 @@ def test_a_spot_node_is_taken_away_with_notice(cluster: TwoNodes) -> None:
                 assert time.monotonic() < until
                 time.sleep(0.2)
             aws.seconds = 600  # long enough for this training to end before
+            assert lone.poll() is None
             said, _ = watching.communicate(timeout=100)
             assert said.endswith("Ray knows, and empties the node\n")
+            assert lone.communicate(timeout=60)[0].split() == [node]
             while "a node will be taken away: step " not in log.read_text():
                 assert training.poll() is None, log.read_text()
                 assert time.monotonic() < until
@@ -228,7 +250,7 @@ def test_a_spot_node_is_taken_away_with_notice(cluster: TwoNodes) -> None:
                 time.sleep(0.1)
             assert training.wait(300) == 0, log.read_text()
         finally:
-            for process in (watching, training):
+            for process in (lone, watching, training):
                 if process.poll() is None:
                     process.kill()
                     process.wait()

@@ -64,7 +64,7 @@ class RayTrainSeat:
 
     def leaving(self) -> frozenset[str]:
         """As of ``Seat``."""
-        if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":  # see ``cluster.connect``
+        if not _watched():
             return frozenset()
         import ray.train
 
@@ -120,14 +120,23 @@ class LoneSeat:
         return value
 
     def leaving(self) -> frozenset[str]:
-        """As of ``Seat``. Nobody tells a process on its own."""
-        return frozenset()
+        """As of ``Seat``. Ray Train has a watcher for its workers; a process on its own asks as that one does."""
+        if not _watched():
+            return frozenset()
+        import ray
+
+        return frozenset(ray._private.state.state.get_draining_nodes()) & {ray.get_runtime_context().get_node_id()}
 
     def report(self, entry: dict[str, float], checkpoint: str, written: Future[None] | None) -> None:
         """As of ``Seat``. Whoever is told may end the training at once: so the checkpoint comes first."""
         if written is not None:
             written.result()
         self._tell(entry)
+
+
+def _watched() -> bool:
+    """Whether this is a cluster whose nodes can be taken away: see ``cluster.connect``."""
+    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
 
 
 def train_worker(job: dict[str, Any]) -> None:
