@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import yaml
 from measure import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -16,7 +17,8 @@ from host_spaces import HOSTS, SHARED, STAGE, sh, ssh
 from real_hosts import COUNT, HEAD, STORE
 
 HEAD_NAME, *WORKERS = HOSTS
-MOUNTED = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "broadsheet.py", "pipeline", "tune", "serve")
+ON_PREM = yaml.safe_load((ROOT / "cluster/on-prem.yaml").read_text(encoding="utf-8"))
+MOUNTED = [part for place, part in ON_PREM["file_mounts"].items() if place.startswith("~/app/")]
 # What docs/cluster.md names for every node. Hosts have no package index: models come from what they share.
 EVERYWHERE = (
     'unset OMP_NUM_THREADS; export PATH="$HOME/venv/bin:$PATH" RAY_AUTH_MODE=token RAY_SERVE_ENABLE_HA_PROXY=1 '
@@ -63,9 +65,8 @@ class Cluster:
 
     def nodes(self) -> int:
         """On how many hosts Ray runs; 0 where the head does not answer."""
-        alive = COUNT.replace("ray.nodes()", '[n for n in ray.nodes() if n["Alive"]]')
         with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
-            return int(self.on(HEAD_NAME, alive, 60).rpartition("nodes:")[2])
+            return int(self.on(HEAD_NAME, COUNT, 60).rpartition("nodes:")[2])
         return 0
 
 

@@ -132,7 +132,7 @@ class Cluster:
     def whole(self) -> bool:
         """Whether Ray runs on all hosts."""
         try:
-            return f"nodes: {len(HOSTS)}" in self.laptop.on_head(COUNT.replace("ray.nodes()", ALIVE))
+            return f"nodes: {len(HOSTS)}" in self.laptop.on_head(COUNT)
         except RuntimeError:
             return False
 
@@ -158,9 +158,6 @@ class Cluster:
             said = sh(*ssh(HOSTS[name]), watch, timeout=NOTICE_S)
         say(said.strip().splitlines()[-1])
         time.sleep(max(0.0, end - time.monotonic()))
-
-
-ALIVE = '[n for n in ray.nodes() if n["Alive"]]'
 
 
 def submitted(laptop: Laptop, command: list[str], log: Path) -> subprocess.Popen[bytes]:

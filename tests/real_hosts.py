@@ -30,7 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = HOSTS["broadsheet-1"]
 CANNOT = 77  # as test programs say "skipped"
 STORE = 200_000_000  # bytes of each object store
-COUNT = """python -c 'import ray; ray.init("auto", log_to_driver=False); print("nodes:", len(ray.nodes()))'"""
+COUNT = (
+    """python -c 'import ray; ray.init("auto", log_to_driver=False); """
+    """print("nodes:", sum(n["Alive"] for n in ray.nodes()))'"""
+)
 
 
 def configuration() -> Path:
