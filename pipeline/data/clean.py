@@ -9,10 +9,10 @@ from __future__ import annotations
 import html
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html.entities import html5
+from unicodedata import combining, normalize
 
 import ftfy
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ftfy.fixes import fix_character_width
 
-VERSION = 2  # raise it whenever a rule's output changes: prepared data is then made anew
+VERSION = 3  # raise it whenever a rule's output changes: prepared data is then made anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +82,33 @@ _ELEMENTS = (
     "link|main|meta|nav|noscript|object|ol|option|p|param|pre|q|s|script|section|select|small|span|strike|strong|"
     "style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul|var|video"
 )
-_TAG = re.compile(rf"</?(?:{_ELEMENTS})(?:\s[^<>]{{0,2000}})?/?>|<!--.{{0,2000}}?-->", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(rf"</?(?:{_ELEMENTS})(?:\s[^<>]{{0,2000}})?/?>", re.IGNORECASE)
+_LONGEST_COMMENT = 2_000
+
+
+def _tags(text: str) -> str:
+    """Comments first: a tag holds no '<', and so none of them. By hand, as a pattern would look for the end of each of
+    100,000 comments that are never closed."""
+    parts, begin, at, end = [], 0, text.find("<!--"), -1
+    while at >= 0:
+        if end < at + 4:
+            end = text.find("-->", at + 4)
+            if end < 0:
+                break
+        if end - at - 4 <= _LONGEST_COMMENT:
+            parts.append(text[begin:at])
+            begin = end + 3
+        at = text.find("<!--", max(begin, at + 4))
+    if parts:
+        text = " ".join([*parts, text[begin:]])
+    return _TAG.sub(" ", text)
+
+
 _ESCAPED = re.compile(r"\\(?=[$\"'&#%_])")
 _FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, explain=False)
 # Sorting a run of combining marks takes time that grows with its square: Unicode's stream-safe text (UAX #15) has
-# thirty at most.
-_MARKS = (
-    "[\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
-    "\u3099\u309a\ufe20-\ufe2f]"
-)
+# thirty at most. All that has a combining class, or comes apart into what has one; none lies beyond U+1FFFF.
+_MARKS = f"[{''.join(c for c in map(chr, range(0x300, 0x20000)) if combining(normalize('NFKD', c)[0]))}]"
 _STACKED = re.compile(f"({_MARKS}{{30}}){_MARKS}+")
 # What ftfy leaves as it is, whatever stands around it: unified ideographs and the punctuation of Chinese. No step of
 # ftfy looks for them (its tables hold Latin letters and symbols), and NFC maps each to itself.
@@ -126,7 +144,7 @@ def _public_ip(replacement: str) -> Callable[[str], str]:
 
 
 def _nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
+    return normalize("NFKC", text)
 
 
 def _holds(character: str) -> Callable[[str], bool]:
@@ -155,7 +173,7 @@ RULES: tuple[Rule, ...] = (
         "tags",
         "Mark-up is not language: '<b>', '<A HREF=...>' (the words between tags stay).",
         "<",
-        lambda t: _TAG.sub(" ", t),
+        _tags,
         touches=_holds("<"),
     ),
     Rule(

@@ -150,3 +150,21 @@ def test_select_keeps_the_order_of_the_rules() -> None:
     assert clean("<b>a</b>  &amp;", select(["tags"])) == " a   &amp;"
     with pytest.raises(ValueError, match="unknown cleaning rule 'tag'"):
         select(["tag"])
+
+
+def test_marks_of_every_class_are_stacked_thirty_high_at_most() -> None:
+    """Sorting more of them takes time that grows with the square of their number: a request of seconds, on purpose."""
+    classes = {unicodedata.combining(c): c for c in map(chr, range(0x110000))}
+    del classes[0]
+    below = "\u0334"  # of the lowest class: each other one has to be moved behind it
+    for mark in [*classes.values(), "\u0f73", "\uff9e"]:  # these two come apart into marks
+        assert len(clean("x" + (mark + below) * 1_000)) < 80, hex(ord(mark))
+    assert clean("x" + (below + "\u0301") * 10) == "x" + below * 10 + "\u0301" * 10
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["<!--", "-->", "-", ">", "<b>", "<", "x", "y" * 1_999, "y" * 2_001]), max_size=9))
+def test_comments_end_where_a_pattern_says_so(parts: list[str]) -> None:
+    text = "".join(parts)
+    (tags,) = select(["tags"])
+    assert tags.apply(text) == re.sub(r"</?b>|<!--.{0,2000}?-->", " ", text, flags=re.DOTALL)
