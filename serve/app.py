@@ -91,8 +91,8 @@ def load_model(release: Release, config: ServeConfig, measure: bool = True) -> M
     Raises:
         UserError: it or its cascade is damaged, is not what it was, or fails its golden rows.
     """
-    folder = Place.of(release.checkpoint)
-    engine = load_engine(release.checkpoint, config, measure)
+    folder = Place.of(release.place)
+    engine = load_engine(release.place, config, measure)
     if release.version not in ("", engine.version):
         raise UserError(f"{folder} has changed: it was {release.version}, and is {engine.version} now")
     engine.logits(engine.encode(["warm-up"]).ids)
@@ -106,8 +106,8 @@ def load_model(release: Release, config: ServeConfig, measure: bool = True) -> M
         raise UserError(f"{folder} may not take traffic: {failure}")
     first = cascade.load(folder, engine, golden) if config.cascade else None
     # A cascade has other labels and confidences than the network alone, and so a reference of its own.
-    reference = load_reference(str(folder / cascade_folder.FOLDER) if first else release.checkpoint, engine)
-    return Model(engine, load_index(release.checkpoint, engine), reference, first)
+    reference = load_reference(str(folder / cascade_folder.FOLDER if first else folder), engine)
+    return Model(engine, load_index(release.place, engine), reference, first)
 
 
 def refusal(engine: Engine, golden: Golden | None, batch_tokens: int) -> str | None:

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
 from pipeline.config import ServeConfig
 from pipeline.errors import UserError
-from pipeline.storage import Place
 from pipeline.train import checkpoint
-from serve import desk, exposure
+from serve import deploy, desk, exposure, kept
 from serve.app import absolute, application
 from serve.cascade import lacking
-from serve.releases import Release, version_of
+
+log = logging.getLogger("ray.serve")
 
 
 class Arguments(BaseModel):
@@ -23,7 +25,8 @@ class Arguments(BaseModel):
 
     Attributes:
         checkpoint: a run or checkpoint folder or URI that every node can read.
-        serve: the keys of the configuration's section ``serve``. Host and port must be those of ``http_options``.
+        serve: the keys of the configuration's section ``serve``. Where it listens is for ``http_options`` to say, and
+            ``host`` stands for it only where no Serve runs yet.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,10 +52,10 @@ def endpoint(arguments: Arguments) -> Application:
             "serve.target_ongoing_requests, serve.max_queue and serve.batch_tokens that 'broadsheet serve RUN "
             f"--set serve.latency_goal_ms={section.latency_goal_ms:g}' prints"
         )
-    exposure.check(section, joins=True)
+    exposure.check(section.model_copy(update={"host": deploy.listens_on() or section.host}), joins=True)
     folder = checkpoint.find(arguments.checkpoint)
     if section.cascade and (lacks := lacking(folder)):
         raise UserError(f"serve.cascade is on, and {lacks}; or leave serve.cascade off: the network answers all texts")
-    release = Release(str(folder), version_of(Place.of(folder)))
+    release = kept.release(folder, log.warning)
     own = desk.start(release, section, instead_of=desk.names())
     return application(release, section, own)

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 
-from pipeline import cluster
+from pipeline import cluster, console
 from pipeline.cluster import Resources
 from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
-from serve import client, desk, endpoints, exposure, haproxy, haproxy_processes, tls
+from serve import client, desk, endpoints, exposure, haproxy, haproxy_processes, kept, tls
 from serve.app import NAME, absolute, application
 from serve.releases import Release, version_of
 
@@ -41,13 +41,14 @@ class HeldByLeftover(UserError):
         )
 
 
-def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) -> str:
+def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S, stays: bool = True) -> str:
     """Serve a checkpoint and wait until the endpoint answers. Ray must be connected.
 
     Args:
         checkpoint: a checkpoint folder or URI that every node can read.
         config: the whole configuration; the serve section counts.
         timeout_s: how long the first replica may take.
+        stays: whether replicas may start later, when the checkpoint's folder may hold another one.
 
     Returns:
         The base URL, for example ``http://127.0.0.1:8000``.
@@ -69,7 +70,10 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S) 
     own = ""
     try:
         resources = pinned(config.serve)
-        release = Release(folder, version_of(Place.of(folder)))
+        place = Place.of(folder)
+        release = (
+            kept.release(place, lambda s: console.warn("serve", s)) if stays else Release(folder, version_of(place))
+        )
         own = desk.start(release, absolute(config.serve), resources)
         app = application(release, config.serve, own, resources)
         serve.run_many(
@@ -228,6 +232,12 @@ def _joined(config: ServeConfig) -> bool:
             f"--port {there.port}, or stop it first with 'serve shutdown'"
         )
     return True
+
+
+def listens_on() -> str | None:
+    """The address on which the Serve of the connected cluster listens; None where none runs."""
+    running = _controller() if ray.is_initialized() else None
+    return None if running is None else str(running.http_config.host)
 
 
 def _controller() -> Any:

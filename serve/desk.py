@@ -1,15 +1,16 @@
 """The desk: an actor beside the replicas that knows which lineup is wanted, and what each replica made of it.
 
 Replicas keep asking it for a newer lineup, and each time say what they have. Nothing waits for the desk to answer a
-request: without it, replicas go on with what they have. One that was restarted has forgotten everything, and takes the
-newest lineup that a replica knows. Each deployment has a desk of its own, so that replicas of two deployments, one
-replacing the other, never hear of each other's models.
+request: without it, replicas go on with what they have. One that was restarted knows the lineup from its memory.
+Each deployment has a desk of its own, so that replicas of two deployments, one replacing the other, never hear of each
+other's models.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,13 +20,14 @@ from typing import Any, Literal
 import ray
 
 from pipeline.config import ServeConfig
+from serve.memory import ClusterMemory, Memory
 from serve.releases import Lineup, Release
 from serve.tally import Tally
 
 PREFIX = "broadsheet-desk-"
 NAMESPACE = "serve"  # Ray Serve's own
+log = logging.getLogger("ray.serve")
 LOST_S = 15.0  # a replica that was silent for so long is gone
-RECALL_S = 3.0  # after a restart, how long to wait for replicas to say what they have
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,23 @@ class Desk:
     Args:
         release: what the deployment serves.
         config: its configuration.
-        restarted: whether this desk has forgotten what it knew.
+        memory: where it keeps the lineup, and finds that of the desk whose place it takes.
         up: called in a thread, once, when the first replica serves.
     """
 
     def __init__(
-        self, release: Release, config: ServeConfig, restarted: bool = False, up: Callable[[], None] | None = None
+        self, release: Release, config: ServeConfig, memory: Memory | None = None, up: Callable[[], None] | None = None
     ) -> None:
         self._up = up
-        self._lineup = self._proven = Lineup(release)
+        self._memory = memory
+        first = Lineup(release)
+        self._lineup, self._proven = (memory and memory.read()) or (first, first)
+        self._told: dict[str, int] = {}  # the newest generation that each replica was told of
         self._config = config
         self._reports: dict[str, Report] = {}
         self._heard: dict[str, float] = {}
         self._lost: set[str] = set()
         self._news = asyncio.Event()
-        self._recalls_until = time.monotonic() + RECALL_S if restarted else 0.0
 
     async def exchange(self, report: Report, wait_s: float) -> Lineup:
         """Take a report; answer with the wanted lineup, as soon as it is newer than what the replica knows.
@@ -97,20 +101,20 @@ class Desk:
             wait_s: how long to wait for a newer lineup.
         """
         self._take(report)
+        self._sweep()
         if report.known is not None and self._up is not None:
             up, self._up = self._up, None
             await asyncio.to_thread(up)
         if report.known is None:
-            await self._recalled()
             return self._proven
         if report.state != "leaving" and self._lineup.generation <= report.known.generation:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), wait_s)
+        self._told[report.replica] = self._lineup.generation
         return self._lineup
 
     async def put(self, lineup: Lineup) -> bool:
         """Want this lineup; False if another one came first."""
-        await self._recalled()
         if lineup.generation != self._lineup.generation + 1:
             return False
         self._adopt(lineup)
@@ -118,12 +122,7 @@ class Desk:
 
     async def state(self) -> State:
         """What is known; replicas that were not heard of for long are left out."""
-        await self._recalled()
-        now = time.monotonic()
-        for replica in [r for r, heard in self._heard.items() if now - heard > LOST_S]:
-            if self._reports[replica].known is not None:  # one that still loads its first model says nothing meanwhile
-                self._lost.add(replica)
-            self._forget(replica)
+        self._sweep()
         return State(self._lineup, self._config, dict(self._reports), frozenset(self._lost))
 
     def _take(self, report: Report) -> None:
@@ -140,25 +139,39 @@ class Desk:
         served = report.state == "serving" and report.serving == report.known.generation
         if served and report.serving > self._proven.generation:
             self._proven = report.known
+            self._remember()
+
+    def _sweep(self) -> None:
+        """Give up replicas that are silent. If one died of a lineup that none has ever served, the one before it comes
+        back: whoever asked for the new one may be gone, and replicas would start and die for ever."""
+        now = time.monotonic()
+        for replica in [r for r, heard in self._heard.items() if now - heard > LOST_S]:
+            if self._reports[replica].known is not None:  # one that still loads its first model says nothing meanwhile
+                self._lost.add(replica)
+                if self._told.get(replica) == self._lineup.generation > self._proven.generation:
+                    log.warning("%s was lost while it loaded %s: putting it back", replica, self._lineup)
+                    self._adopt(self._proven.instead(self._lineup))
+            self._forget(replica)
+
+    def _remember(self) -> None:
+        if self._memory is not None:
+            self._memory.write(self._lineup, self._proven)
 
     def _adopt(self, lineup: Lineup) -> None:
         self._lineup = lineup
+        self._remember()
         self._news.set()
         self._news = asyncio.Event()
 
     def _forget(self, replica: str) -> None:
         self._reports.pop(replica, None)
         self._heard.pop(replica, None)
-
-    async def _recalled(self) -> None:
-        await asyncio.sleep(max(0.0, self._recalls_until - time.monotonic()))
+        self._told.pop(replica, None)
 
 
 class _Actor(Desk):
-    def __init__(self, release: Release, config: ServeConfig, instead_of: Sequence[str]) -> None:
-        super().__init__(
-            release, config, ray.get_runtime_context().was_current_actor_reconstructed, lambda: stop(*instead_of)
-        )
+    def __init__(self, name: str, release: Release, config: ServeConfig, instead_of: Sequence[str]) -> None:
+        super().__init__(release, config, ClusterMemory(name), lambda: stop(*instead_of))
 
 
 def start(
@@ -176,7 +189,7 @@ def start(
     options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
     if resources:
         options["resources"] = resources
-    ray.remote(_Actor).options(**options, max_restarts=-1, max_task_retries=0).remote(release, config, instead_of)
+    ray.remote(_Actor).options(**options, max_restarts=-1, max_task_retries=0).remote(name, release, config, instead_of)
     return name
 
 
@@ -191,3 +204,4 @@ def stop(*those: str) -> None:
     for name in those:
         with contextlib.suppress(ValueError, ray.exceptions.RayError):
             ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
+        ClusterMemory(name).forget()

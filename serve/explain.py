@@ -7,6 +7,7 @@ whole explanation.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,14 @@ from serve.responses import (
     json_response,
     result_headers,
 )
-from serve.service import Encoded, Result, Service
+from serve.service import Result, Service
 from serve.worker import NotReady
 
 if TYPE_CHECKING:
     from serve.roster import Roster
 
 WORDS = 100  # left out in turn; a longer text is cut into groups of words
+ENCODED = 8  # variants that are tokenized before others may tokenize theirs
 AT_ONCE = 4  # explanations a replica works on; each has at most one batch's worth of texts in the queue
 STATE_TOKENS = 2_048
 
@@ -88,15 +90,23 @@ class Explainer:
         start = time.monotonic()
         deadline = start + batcher.timeout_s
         with batcher.room(1):  # a full queue refuses before there is any work
-            asked, encoded, truncated = await service.in_tokenizer(lambda: self._asked(text), deadline)
+            asked, truncated = await service.in_tokenizer(lambda: self._asked(text), deadline)
+            parts = [
+                # A few at a time: other requests need the tokenizer, too.
+                await service.in_tokenizer(
+                    functools.partial(service.engine.encode, asked.texts[i : i + ENCODED]), deadline
+                )
+                for i in range(0, len(asked.texts), ENCODED)
+            ]
+        ids = [row for part in parts for row in part.ids]
         tokenize_s = time.monotonic() - start
         queue_s = inference_s = 0.0
         rows: list[np.ndarray] = []
-        lengths = [len(ids) for ids in encoded.ids]
+        lengths = [len(row) for row in ids]
         for part in chunks(lengths, batcher.batch_tokens, max(1, batcher.max_queue // AT_ONCE)):
             if rows and await gone():
                 raise Gone
-            answer = await batcher.submit(encoded.ids[part], deadline=deadline)
+            answer = await batcher.submit(ids[part], deadline=deadline)
             rows.append(answer.rows)
             queue_s += answer.queue_s
             inference_s += answer.inference_s
@@ -104,15 +114,15 @@ class Explainer:
         index = self._index
         near: list[dict[str, Any]] = []
         if index is not None:
-            near = await batcher.call(lambda: self._nearest(index, encoded.ids[0]), deadline)
+            near = await batcher.call(lambda: self._nearest(index, ids[0]), deadline)
         done = occlusion.effects(asked, probabilities, service.engine.labels)
         return done, near, Result(probabilities[:1], int(truncated), tokenize_s, queue_s, inference_s)
 
-    def _asked(self, text: str) -> tuple[occlusion.Variants, Encoded, bool]:
+    def _asked(self, text: str) -> tuple[occlusion.Variants, bool]:
         engine = self._service.engine
         first = engine.encode([text])
         asked = occlusion.variants(first.cleaned[0], engine.words(first.cleaned[0]), WORDS)
-        return asked, engine.encode(asked.texts), first.truncated[0]
+        return asked, first.truncated[0]
 
     def _nearest(self, index: evidence.Evidence, ids: np.ndarray) -> list[dict[str, Any]]:
         """In the model's thread: the states are caught by a hook, which another pass must not meet."""

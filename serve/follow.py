@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ log = logging.getLogger("ray.serve")
 WAIT_S = 1.0  # of a question; also how often counts are told
 ANSWER_S = 10.0  # more than that, and the desk is taken for gone
 AGAIN_S = 1.0
+RETRY_S = (5.0, 120.0)  # after a lineup could not be served: the first pause, and the longest
 
 
 class Line(Protocol):
@@ -60,10 +62,12 @@ def first(name: str, replica: str) -> Lineup | None:
 
 
 async def follow(roster: Roster, line: Line, replica: str) -> None:
-    """Serve what the desk wants, until cancelled. What cannot be served is told, and changes nothing."""
+    """Serve what the desk wants, until cancelled. What cannot be served is told, changes nothing, and is tried again: a
+    replica that came up while the storage stumbled would serve an older model than the others for ever."""
     applying: asyncio.Task[None] | None = None
     known: Lineup | None = None
     tried, reason = 0, ""
+    pause = again = 0.0
 
     def report() -> Report:
         loaded = roster.loaded
@@ -80,12 +84,14 @@ async def follow(roster: Roster, line: Line, replica: str) -> None:
         )  # fmt: skip
 
     async def apply(lineup: Lineup) -> None:
-        nonlocal reason
+        nonlocal reason, pause, again
         try:
             await roster.apply(lineup)
         except Exception as e:
             log.warning("generation %d cannot be served: %s", lineup.generation, sentence(e), exc_info=True)
             reason = sentence(e)
+            pause = min(2 * pause or RETRY_S[0], RETRY_S[1])
+            again = time.monotonic() + pause
             return
         await roster.recall()
 
@@ -101,7 +107,11 @@ async def follow(roster: Roster, line: Line, replica: str) -> None:
                 continue
             if known is None or answer.generation > known.generation:
                 known = answer
-            if known.generation > tried and (applying is None or applying.done()):
+            if known.generation > tried:
+                pause = 0.0
+            elif not reason or time.monotonic() < again:
+                continue
+            if applying is None or applying.done():
                 tried, reason = known.generation, ""
                 applying = asyncio.create_task(apply(known))
                 await asyncio.sleep(0)

@@ -36,6 +36,7 @@ CLIENT_HEADER = b"x-broadsheet-client"
 BUFFER_BYTES = 65_536  # per direction of a connection in use: 64 texts of news fit
 REQUEST_S = 30  # for a request to arrive, as far as the buffer holds it
 RETRIES = 2
+TEXT_TOKENS = 64  # of a text of news: what a batch holds, beside those that wait
 CLIENTS = 20_000  # connections, idle ones included
 SPARE_FILES = 500
 
@@ -72,8 +73,12 @@ def wanted(config: ServeConfig) -> Front:
     """The front end of the serve section, with a token of its own."""
     cert, key = (file and os.path.abspath(os.path.expanduser(file)) for file in (config.tls_cert, config.tls_key))
     # A replica refuses what is beyond its queue, too, but one that has thousands to refuse has no time left for what it
-    # has let in: each costs it as much as a third of an answer. So HAProxy must be the first to refuse.
-    return Front(config.host, cert, key, secrets.token_urlsafe(16), config.max_queue)
+    # has let in: each costs it as much as a third of an answer. So HAProxy must be the first to refuse. It cannot be
+    # where the queue follows from a goal, which is measured when HAProxy's configuration has long been laid down.
+    most: int | None = config.max_queue + max(1, config.batch_tokens // TEXT_TOKENS)
+    if config.latency_goal_ms is not None and "max_queue" not in config.model_fields_set:
+        most = None
+    return Front(config.host, cert, key, secrets.token_urlsafe(16), most)
 
 
 def front() -> Front | None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import cluster, console
 from pipeline.config import Config, ServeConfig
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
-from serve import endpoints, releases
-from serve.releases import Lineup, Release, version_of
+from serve import endpoints, kept, releases
+from serve.releases import Lineup, Release
 
 WAIT_S = 600.0  # for all replicas to serve a lineup
 BACK_S = 60.0  # for them to be back at the old one
@@ -278,12 +278,12 @@ def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release]
             f"{folder} has other labels than the model that serves ({'; '.join(said) or 'in another order'}), and "
             "clients may count on those: say --unchecked if they do not"
         )
-    release = Release(str(folder), version_of(folder))
+    release = kept.release(folder, lambda s: console.warn("update", s))
     wanted(release)  # what the lineup does not allow is refused before there is any work
-    return Release(str(folder), _tried(folder, state.config) or release.version)
+    return replace(release, version=_tried(folder, release, state.config) or release.version)
 
 
-def _tried(folder: Place, config: ServeConfig) -> str | None:
+def _tried(folder: Place, release: Release, config: ServeConfig) -> str | None:
     """Load the checkpoint as a replica does, where there is room for one more; returns its version."""
     import ray
 
@@ -295,11 +295,11 @@ def _tried(folder: Place, config: ServeConfig) -> str | None:
         return None
     console.say("update", f"checking {folder}")
 
-    def load(where: str) -> str:
-        return load_model(Release(where), config).engine.version
+    def load(release: Release) -> str:
+        return load_model(release, config).engine.version
 
     try:
-        return in_a_replica(config, CHECK_S, load, str(folder))
+        return in_a_replica(config, CHECK_S, load, release)
     except TimeoutError as e:
         console.say("update", f"{e}: the replicas check it while they serve")
         return None
@@ -344,6 +344,8 @@ def _wait(desk: Desk, lineup: Lineup, there: set[str], seconds: float) -> None:
     said = -1
     while time.monotonic() < until:
         state = desk.state()
+        if lost := there & state.lost:  # the desk puts the old lineup back then, too
+            raise WorkFailed(f"{len(lost)} of {len(there)} replicas died while they loaded it")
         if state.lineup.generation > lineup.generation:
             raise WorkFailed("another command has changed the models meanwhile: look at --status")
         reports = state.reports.values()
@@ -352,8 +354,6 @@ def _wait(desk: Desk, lineup: Lineup, there: set[str], seconds: float) -> None:
         for report in reports:
             if report.state == "failed" and report.known.generation == lineup.generation:
                 raise WorkFailed(f"a replica refused: {report.reason}")
-        if lost := there & state.lost:
-            raise WorkFailed(f"{len(lost)} of {len(there)} replicas died while they loaded it")
         done = sum(report.serving >= lineup.generation for report in reports)
         if done != said:
             console.say("update", f"{done} of {len(reports)} replicas serve it")

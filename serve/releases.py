@@ -21,10 +21,17 @@ class Release:
     Attributes:
         checkpoint: folder or URI.
         version: of its weights and labels; empty: whatever is there.
+        kept: a copy of it as it was, which replicas load; empty: there is none.
     """
 
     checkpoint: str
     version: str = ""
+    kept: str = ""
+
+    @property
+    def place(self) -> str:
+        """What to load."""
+        return self.kept or self.checkpoint
 
     def __str__(self) -> str:
         return f"{self.checkpoint} ({self.version})" if self.version else self.checkpoint

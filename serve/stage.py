@@ -146,7 +146,7 @@ def answer_and_stop(job: Job, address: str | None, keep_serving: bool) -> None:
         config = config.updated({"serve.engine": "torch"})
     if config.serve.cascade and (lacks := _cascade(job.checkpoint)):  # all else that this command was for is done
         console.warn("serve", f"{lacks}; the network answers all texts")
-    url = _deploy(job.checkpoint, config, strict=False)
+    url = _deploy(job.checkpoint, config, strict=False, stays=keep_serving)
     stays = False
     try:
         texts = stages.two_texts(job)
@@ -184,8 +184,15 @@ def _cascade(found: Place) -> str | None:
     return lacks
 
 
-def _deploy(checkpoint: Place, config: Config, strict: bool = True) -> str:
-    """Deploy and say what serves; ``strict``: a latency goal that nothing can be measured for is an error."""
+def _deploy(checkpoint: Place, config: Config, strict: bool = True, stays: bool = True) -> str:
+    """Deploy and say what serves.
+
+    Args:
+        checkpoint: its folder.
+        config: the whole configuration.
+        strict: whether a latency goal that nothing can be measured for is an error.
+        stays: as of ``deploy.deploy``.
+    """
     from serve import deploy
 
     if config.serve.latency_goal_ms:
@@ -195,7 +202,7 @@ def _deploy(checkpoint: Place, config: Config, strict: bool = True) -> str:
             if strict:
                 raise
             console.warn("serve", f"{e}. What is configured is kept")
-    url = deploy.deploy(str(checkpoint), config)
+    url = deploy.deploy(str(checkpoint), config, stays=stays)
     s = config.serve
     console.say("serve", f"listening on {url} ({s.min_replicas} to {s.max_replicas} replicas of "
                 f"{s.cpus_per_replica:g} CPU{'' if not s.haproxy else ', HAProxy in front'}), {url}/docs")  # fmt: skip

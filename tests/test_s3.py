@@ -132,3 +132,26 @@ def test_a_large_file_is_there_as_a_whole_or_not(proxy: Proxy, monkeypatch: pyte
     proxy.fault = lambda method, path: None
     place.write_bytes(new)
     assert place.read_bytes() == new
+
+
+def test_a_checkpoint_that_is_served_is_copied_inside_the_store(s3: str, tmp_path: Path) -> None:
+    from serve import kept
+
+    for name, content in {"model.safetensors": "one", "broadsheet.json": "{}", "tokenizer/tokenizer.json": "t"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    folder = Place.of("s3://runs/kept/checkpoint")
+    put_folder(tmp_path, folder, last="broadsheet.json")
+    said: list[str] = []
+    first = kept.release(folder, said.append)
+    assert first == kept.release(folder, said.append)
+    (tmp_path / "model.safetensors").write_text("two")
+    put_folder(tmp_path, folder, last="broadsheet.json")
+    second = kept.release(folder, said.append)
+    assert second != first, "'--update' would say that it serves already"
+    assert [(Place.of(r.place) / "model.safetensors").read_text() for r in (first, second)] == ["one", "two"]
+    assert (Place.of(first.place) / "tokenizer/tokenizer.json").read_text() == "t"
+    assert not said
+    nowhere = Place.of("s3://no-such-bucket/kept/checkpoint")
+    assert kept.release(nowhere, said.append).place == str(nowhere)
+    assert "no copy of s3://no-such-bucket/kept/checkpoint could be kept" in said[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+FOLDER = "engines"  # of a checkpoint, with what was measured and the files of what was chosen
 AGREEMENT = 0.995  # of best labels with the network as evaluated
 ACCURACY_LOSS = 0.003
 WORTH_IT = 1.05  # times as fast, or the network as evaluated goes on serving

@@ -31,12 +31,12 @@ from pipeline.evaluate.golden import Golden, agreement
 from pipeline.storage import Place
 from pipeline.train import batches
 from serve.engine import onnx_file, runtimes
+from serve.engine.choice import FOLDER as FOLDER
 from serve.engine.choice import Choice, Measured, choose
 
 log = logging.getLogger("ray.serve")
 
 VERSION = 3  # raise it whenever a runtime is made in another way
-FOLDER = "engines"
 MIN_ROWS = 200  # golden rows; one in 200 is what may differ
 MAX_ROWS = 1_000
 SINGLES = 40  # texts that are run alone

@@ -10,7 +10,7 @@ import ray
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
-from serve import declared, desk
+from serve import declared, deploy, desk
 
 
 def arguments(folder: Path, **serve: object) -> declared.Arguments:
@@ -29,6 +29,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broadsheet.json").write_text("{}")
     with pytest.raises(UserError, match=r"serve.cascade is on, and .* has no cascade: run 'broadsheet evaluate'"):
         declared.endpoint(arguments(tmp_path, cascade=True))
+
+
+def test_where_serve_listens_counts_and_not_what_the_section_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "listens_on", lambda: "0.0.0.0")
+    with pytest.raises(UserError, match=r"0\.0\.0\.0 lets others reach the endpoint"):
+        declared.endpoint(arguments(tmp_path))
 
 
 def test_an_application_with_a_desk(tmp_path: Path, ray_session: None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from test_roster import A, B, C, Loader, until
 from pipeline.config import ServeConfig
 from serve import desk as desks
 from serve import follow as following
+from serve import memory
 from serve.desk import Desk, Report
 from serve.follow import follow
 from serve.releases import Lineup
@@ -57,7 +59,7 @@ def run(body: Callable[[Line, Roster, Loader], Awaitable[None]]) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "WAIT_S", 0.05)
     monkeypatch.setattr(following, "AGAIN_S", 0.05)
-    monkeypatch.setattr(desks, "RECALL_S", 0.3)
+    monkeypatch.setattr(following, "RETRY_S", (0.2, 0.4))
 
 
 async def report(line: Line) -> Report:
@@ -112,9 +114,10 @@ def test_without_the_desk_a_replica_goes_on_and_comes_back_to_it() -> None:
         asked = line.asked
         await until(lambda: line.asked > asked + 2)
         assert roster.candidate is not None
-        line.desk = Desk(A, ServeConfig(), restarted=True)  # it has forgotten everything
+        line.desk = Desk(A, ServeConfig())  # it has forgotten everything, and its memory is gone, too
         line.cut = False
-        state = await line.desk.state()  # waits for what replicas say
+        await until_told(line, state="serving", serving=2)
+        state = await line.desk.state()
         assert state.lineup == Lineup(A).canary(B, 0.5)
         assert (await line.desk.exchange(Report("two"), 0)) == state.lineup
         assert await line.desk.put(state.lineup.promote())
@@ -145,8 +148,8 @@ def test_a_silent_replica_is_lost_and_one_that_takes_its_leave_is_not(monkeypatc
         monkeypatch.setattr(desks, "LOST_S", -1.0)
         state = await desk.state()
         assert (state.reports, state.lost) == ({}, {"gone"})
-        await desk.exchange(gone, 0)  # it was only slow
         monkeypatch.setattr(desks, "LOST_S", 15.0)
+        await desk.exchange(gone, 0)  # it was only slow
         assert not (await desk.state()).lost
 
     asyncio.run(inside())
@@ -161,5 +164,75 @@ def test_desks_that_it_replaces_go_once_a_replica_serves() -> None:
         for replica in ("one", "two"):
             await desk.exchange(Report(replica, first, state="serving"), 0)
         assert gone == [1]
+
+    asyncio.run(inside())
+
+
+class Kept:
+    """The memory of a desk, as JSON."""
+
+    def __init__(self) -> None:
+        self.content: str | None = None
+
+    def read(self) -> tuple[Lineup, Lineup] | None:
+        if self.content is None:
+            return None
+        wanted, proven = map(memory.from_json, json.loads(self.content))
+        return wanted, proven
+
+    def write(self, wanted: Lineup, proven: Lineup) -> None:
+        self.content = json.dumps([asdict(wanted), asdict(proven)])
+
+
+def test_a_desk_that_was_restarted_knows_the_lineup_though_no_replica_runs() -> None:
+    async def inside() -> None:
+        kept = Kept()
+        desk = Desk(A, ServeConfig(), kept)
+        kept_one = replace(B, kept="/somewhere")
+        updated = Lineup(A).update(kept_one)
+        assert await desk.put(updated)
+        assert (await Desk(A, ServeConfig(), kept).exchange(Report("new"), 0)).stable == A  # nobody has served B yet
+        await desk.exchange(Report("one", updated, 2, "serving"), 0)
+        again = Desk(A, ServeConfig(), kept)
+        assert (await again.state()).lineup == updated
+        assert (await again.exchange(Report("new"), 0)) == updated
+        assert await again.put(updated.canary(C, 0.25))
+        assert (await Desk(A, ServeConfig(), kept).state()).lineup == updated.canary(C, 0.25)
+
+    asyncio.run(inside())
+
+
+def test_what_could_not_be_served_is_tried_again() -> None:
+    async def body(line: Line, roster: Roster, load: Loader) -> None:
+        await until_told(line, state="serving")
+        load.refused = {B}  # as where the storage stumbles
+        assert await line.desk.put(Lineup(A).update(B))
+        await until_told(line, state="failed")
+        load.refused = set()
+        await until_told(line, state="serving", serving=2)
+        assert roster.stable.release == B
+
+    run(body)
+
+
+def test_a_lineup_that_kills_the_replica_that_loads_it_goes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def inside() -> None:
+        desk = Desk(A, ServeConfig())
+        serving = Report("one", Lineup(A), 1, "serving")
+        await desk.exchange(serving, 0)
+        new = Lineup(A).update(B)
+        assert await desk.put(new)
+        assert await desk.exchange(serving, 0) == new
+        monkeypatch.setattr(desks, "LOST_S", -1.0)  # it died of it, and the command is gone, too
+        assert await desk.exchange(Report("two"), 0) == Lineup(A)
+        monkeypatch.setattr(desks, "LOST_S", 15.0)
+        back = await desk.exchange(Report("two", Lineup(A), 1, "serving"), 0)
+        assert (back.stable, back.generation) == (A, 3)
+        await desk.exchange(Report("two", back, 3, "serving"), 0)
+        assert await desk.put(back.update(C))  # one that works, of which a replica dies by chance
+        await desk.exchange(Report("three", back, 3, "serving"), 0)
+        await desk.exchange(Report("two", back.update(C), 4, "serving"), 0)
+        monkeypatch.setattr(desks, "LOST_S", -1.0)
+        assert (await desk.state()).lineup.stable == C
 
     asyncio.run(inside())

@@ -25,7 +25,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.golden import Golden
 from pipeline.storage import Place
-from serve import deploy, desk, haproxy_processes, release_stage, status
+from serve import deploy, desk, haproxy_processes, memory, release_stage, status
 from serve.desk import State
 from serve.haproxy_processes import STAND_IN
 
@@ -245,13 +245,17 @@ def test_a_shadow_is_compared_and_answers_nothing(
 
 
 @pytest.mark.timeout(400)
-def test_a_replica_that_is_killed_and_a_desk_that_forgot_come_back_to_the_same_lineup(
+def test_a_replica_that_is_killed_and_a_desk_that_died_come_back_to_the_same_lineup(
     url: str, settings: Config, new: tuple[Path, str]
 ) -> None:
     release_stage.run(settings, release_stage.Wanted(update=str(new[0]), canary="50%"), None, None)
     lineup = state().lineup
     (name,) = desk.names()
+    kept = memory.ClusterMemory(name).read()
+    assert kept is not None
+    assert kept[0] == lineup
     ray.kill(ray.get_actor(name, desk.NAMESPACE), no_restart=False)
+    assert state().lineup == lineup  # before any replica has said a word
     until(lambda: len(state().reports) == 2)
     assert state().lineup == lineup
     here = ray.get_runtime_context().gcs_address  # there may be another Ray on the machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import threading
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pyarrow.parquet as pq
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.config import Config
@@ -22,7 +24,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.reference import make
 from pipeline.storage import Place
-from serve import client, deploy, haproxy, haproxy_processes
+from serve import client, deploy, desk, haproxy, haproxy_processes, release_stage
 
 LABELS = ["sport", "world", "科技"]
 
@@ -110,8 +112,6 @@ def test_explain_feedback_v2_metrics_and_page(url: str, settings: Config) -> Non
 
 def test_each_replica_is_on_its_nodes_port_of_metrics(url: str) -> None:
     """Fails loudly where a new Ray no longer exports them, or not under these names."""
-    import ray
-
     client.classify(url, "Oil prices")
     (node,) = ray.nodes()
     port = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -212,8 +212,6 @@ def test_many_at_once(url: str) -> None:
 
 def test_only_loopback_listens(url: str, settings: Config) -> None:
     """HAProxy's front end, statistics and metrics, the replica and the fallback: none on another interface."""
-    import ray
-
     ((_, command),) = haproxy_processes.running(deploy._haproxy_config())
     file = Path(command.split(" -f ")[1].split()[0])
     until = time.monotonic() + 60
@@ -230,6 +228,9 @@ def test_only_loopback_listens(url: str, settings: Config) -> None:
             assert s.connect_ex(("127.0.0.1", int(port))) == 0
         with socket.socket() as s:
             assert own == "127.0.0.1" or s.connect_ex((own, int(port))) != 0
+    assert deploy.listens_on() == "127.0.0.1"
+    counted = httpx.get(f"http://127.0.0.1:{os.environ['RAY_SERVE_HAPROXY_METRICS_PORT']}/metrics").text
+    assert 'haproxy_frontend_http_responses_total{proxy="http_frontend",code="4xx"}' in counted  # see alerts.yaml
 
 
 def test_another_port_on_the_same_cluster_is_refused(url: str, checkpoint: Path, settings: Config) -> None:
@@ -240,6 +241,9 @@ def test_another_port_on_the_same_cluster_is_refused(url: str, checkpoint: Path,
 
 def test_deploying_again_keeps_answering(url: str, checkpoint: Path, settings: Config) -> None:
     assert deploy.deploy(str(checkpoint), settings) == url
+    (name,) = desk.names()
+    release = release_stage.Desk(ray.get_actor(name, desk.NAMESPACE)).state().lineup.stable
+    assert (release.checkpoint, Path(release.place).parent) == (str(checkpoint), checkpoint.parent / "served")
     assert len(client.classify(url, "oil")) == 1
 
 
