@@ -103,6 +103,10 @@ class ServeConfig(Section):
     )
     tls_key: str | None = Field(None, min_length=1, description="Private key of serve.tls_cert, in PEM.")
 
+    def follows_from_goal(self, key: str) -> bool:
+        """Whether the latency goal, and not the user, says what a key is."""
+        return self.latency_goal_ms is not None and getattr(self, key) == type(self).model_fields[key].default
+
     @model_validator(mode="after")
     def _replicas(self) -> ServeConfig:
         if self.max_replicas < self.min_replicas:

@@ -20,10 +20,10 @@ from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.reference import FILE as REFERENCE
 from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
-from serve import cascade, feedback, follow
+from serve import cascade, feedback, follow, kept
 from serve.api import build_app
 from serve.node_metrics import Mirror
-from serve.releases import Lineup, Release
+from serve.releases import TAGGED, Lineup, Release
 from serve.roster import Model, Roster, sentence
 from serve.service import Engine
 
@@ -43,6 +43,7 @@ class Replica:
             feedback.prepare(config.feedback)
         # Here and not in the API's start: a model that cannot run fails the deployment with its reason.
         release, model = first_model(own, follow.first(desk, self.id), lambda r: load_model(r, config))
+        kept.touch(release)
         self.roster = Roster(release, model, config, self.load)
         self.api: FastAPI | None = None
 
@@ -93,7 +94,7 @@ def load_model(release: Release, config: ServeConfig, measure: bool = True) -> M
     """
     folder = Place.of(release.place)
     engine = load_engine(release.place, config, measure)
-    if release.version not in ("", engine.version):
+    if release.version not in ("", engine.version) and not release.version.startswith(TAGGED):
         raise UserError(f"{folder} has changed: it was {release.version}, and is {engine.version} now")
     engine.logits(engine.encode(["warm-up"]).ids)
     golden = Golden.load(folder)

@@ -57,5 +57,6 @@ def endpoint(arguments: Arguments) -> Application:
     if section.cascade and (lacks := lacking(folder)):
         raise UserError(f"serve.cascade is on, and {lacks}; or leave serve.cascade off: the network answers all texts")
     release = kept.release(folder, log.warning)
+    kept.clear(release)
     own = desk.start(release, section, instead_of=desk.names())
     return application(release, section, own)

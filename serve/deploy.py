@@ -74,6 +74,7 @@ def deploy(checkpoint: str, config: Config, timeout_s: float = READY_TIMEOUT_S, 
         release = (
             kept.release(place, lambda s: console.warn("serve", s)) if stays else Release(folder, version_of(place))
         )
+        kept.clear(release)
         own = desk.start(release, absolute(config.serve), resources)
         app = application(release, config.serve, own, resources)
         serve.run_many(

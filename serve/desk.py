@@ -28,6 +28,8 @@ PREFIX = "broadsheet-desk-"
 NAMESPACE = "serve"  # Ray Serve's own
 log = logging.getLogger("ray.serve")
 LOST_S = 15.0  # a replica that was silent for so long is gone
+STALL_S = 5.0  # where the desk itself was away for so long, all replicas seem silent
+RECALL_S = 3.0  # after a restart, until all replicas have said what they have
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ class Desk:
         self._up = up
         self._memory = memory
         first = Lineup(release)
-        self._lineup, self._proven = (memory and memory.read()) or (first, first)
+        kept = memory.read() if memory is not None else None
+        self._lineup, self._proven = kept or (first, first)
+        self._looked = time.monotonic()
+        self._recalls_until = self._looked + RECALL_S if kept else 0.0
+        self._writing: asyncio.Task[None] | None = None
         self._told: dict[str, int] = {}  # the newest generation that each replica was told of
         self._config = config
         self._reports: dict[str, Report] = {}
@@ -118,10 +124,13 @@ class Desk:
         if lineup.generation != self._lineup.generation + 1:
             return False
         self._adopt(lineup)
+        if self._writing is not None:
+            await self._writing
         return True
 
     async def state(self) -> State:
         """What is known; replicas that were not heard of for long are left out."""
+        await asyncio.sleep(max(0.0, self._recalls_until - time.monotonic()))
         self._sweep()
         return State(self._lineup, self._config, dict(self._reports), frozenset(self._lost))
 
@@ -145,6 +154,9 @@ class Desk:
         """Give up replicas that are silent. If one died of a lineup that none has ever served, the one before it comes
         back: whoever asked for the new one may be gone, and replicas would start and die for ever."""
         now = time.monotonic()
+        if now - self._looked > STALL_S:  # give them the time to speak
+            self._heard = {r: max(heard, now - LOST_S + STALL_S) for r, heard in self._heard.items()}
+        self._looked = now
         for replica in [r for r, heard in self._heard.items() if now - heard > LOST_S]:
             if self._reports[replica].known is not None:  # one that still loads its first model says nothing meanwhile
                 self._lost.add(replica)
@@ -154,8 +166,14 @@ class Desk:
             self._forget(replica)
 
     def _remember(self) -> None:
-        if self._memory is not None:
-            self._memory.write(self._lineup, self._proven)
+        if self._memory is not None and (self._writing is None or self._writing.done()):
+            self._writing = asyncio.create_task(self._write(self._memory))
+
+    async def _write(self, memory: Memory) -> None:
+        """In a thread: the store may take as long as the head is away. What comes meanwhile is written, too."""
+        written = None
+        while written != (written := (self._lineup, self._proven)):
+            await asyncio.to_thread(memory.write, *written)
 
     def _adopt(self, lineup: Lineup) -> None:
         self._lineup = lineup

@@ -76,7 +76,7 @@ def wanted(config: ServeConfig) -> Front:
     # has let in: each costs it as much as a third of an answer. So HAProxy must be the first to refuse. It cannot be
     # where the queue follows from a goal, which is measured when HAProxy's configuration has long been laid down.
     most: int | None = config.max_queue + max(1, config.batch_tokens // TEXT_TOKENS)
-    if config.latency_goal_ms is not None and "max_queue" not in config.model_fields_set:
+    if config.follows_from_goal("max_queue"):
         most = None
     return Front(config.host, cert, key, secrets.token_urlsafe(16), most)
 

@@ -38,10 +38,14 @@ class ClusterMemory:
         """As of ``Memory``."""
         from ray.experimental import internal_kv  # alpha; tests/serve/test_releases_e2e.py watches it
 
-        kept = internal_kv._internal_kv_get(self._name, namespace=NAMESPACE)
-        if not kept:
+        try:
+            kept = internal_kv._internal_kv_get(self._name, namespace=NAMESPACE)
+            if not kept:
+                return None
+            wanted, proven = (from_json(lineup) for lineup in json.loads(kept))
+        except Exception as e:  # of Ray's; an actor that fails as it starts is never started again
+            log.warning("the lineup of before is not known: %s", e)
             return None
-        wanted, proven = (from_json(lineup) for lineup in json.loads(kept))
         return wanted, proven
 
     def write(self, wanted: Lineup, proven: Lineup) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import cluster, console
@@ -108,6 +108,7 @@ def run(config: Config, wanted: Wanted, where: str | None, address: str | None) 
 
         new = after(_checked(wanted.update, state, wanted.unchecked, after))
     _change(desk, now, new, {name for name, report in state.reports.items() if report.known is not None})
+    kept.clear(new.stable, (*now.releases, *new.releases))
     _say(new)
 
 
@@ -280,11 +281,12 @@ def _checked(where: str, state: Any, unchecked: bool, wanted: Callable[[Release]
         )
     release = kept.release(folder, lambda s: console.warn("update", s))
     wanted(release)  # what the lineup does not allow is refused before there is any work
-    return replace(release, version=_tried(folder, release, state.config) or release.version)
+    _try(folder, release, state.config)
+    return release
 
 
-def _tried(folder: Place, release: Release, config: ServeConfig) -> str | None:
-    """Load the checkpoint as a replica does, where there is room for one more; returns its version."""
+def _try(folder: Place, release: Release, config: ServeConfig) -> None:
+    """Load the checkpoint as a replica does, where there is room for one more."""
     import ray
 
     from serve.app import load_model
@@ -292,17 +294,16 @@ def _tried(folder: Place, release: Release, config: ServeConfig) -> str | None:
 
     if taken(config):
         console.say("update", "no CPU is free to check the checkpoint before: the replicas check it while they serve")
-        return None
+        return
     console.say("update", f"checking {folder}")
 
-    def load(release: Release) -> str:
-        return load_model(release, config).engine.version
+    def load(release: Release) -> None:
+        load_model(release, config)
 
     try:
-        return in_a_replica(config, CHECK_S, load, release)
+        in_a_replica(config, CHECK_S, load, release)
     except TimeoutError as e:
         console.say("update", f"{e}: the replicas check it while they serve")
-        return None
     except (UserError, WorkFailed, ray.exceptions.RayError) as e:
         ours = isinstance(e, (UserError, WorkFailed))
         reason = str(e) if ours else (str(getattr(e, "cause", None) or e).strip().splitlines() or [""])[-1]

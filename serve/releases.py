@@ -6,11 +6,14 @@ the highest generation that they know of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import dataclass, field, replace
 
 from pipeline.errors import UserError
 from pipeline.storage import Place, identity
 
+WEIGHTS = "model.safetensors"
+TAGGED = "~"
 PARTS = 10_000  # a share is a whole number of these
 
 
@@ -20,13 +23,15 @@ class Release:
 
     Attributes:
         checkpoint: folder or URI.
-        version: of its weights and labels; empty: whatever is there.
-        kept: a copy of it as it was, which replicas load; empty: there is none.
+        version: of its weights, as the engine that is loaded from it says; with ``TAGGED`` before it, as the store says
+            that they lie in; empty: whatever is there.
+        kept: a copy of it as it was, which replicas load; empty: there is none. Two copies of the same weights, one of
+            which was evaluated again, are the same release.
     """
 
     checkpoint: str
     version: str = ""
-    kept: str = ""
+    kept: str = field(default="", compare=False)
 
     @property
     def place(self) -> str:
@@ -145,10 +150,13 @@ class Lineup:
 
 
 def version_of(folder: Place) -> str:
-    """The version of a checkpoint's weights, as the engine that is loaded from it says; empty if the folder is remote:
-    that would have to be fetched."""
-    weights = folder / "model.safetensors"
-    return identity(str(weights))[:12] if folder.is_local and weights.is_file() else ""
+    """The version of a checkpoint's weights, as the engine that is loaded from it says; where that would have to be
+    fetched, what the store says, with ``TAGGED`` before it; empty if there are none."""
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        return ""
+    known = identity(str(weights))
+    return known[:12] if folder.is_local else TAGGED + hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
 
 
 class Split:

@@ -217,7 +217,6 @@ def _deploy(checkpoint: Place, config: Config, strict: bool = True, stays: bool 
 
 def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
     """The configuration with what follows from the goal, where it does not say otherwise itself."""
-    from pipeline.config import ServeConfig
     from serve import capacity, deploy
 
     if lacks := deploy.taken(config.serve, FREED_S):
@@ -239,7 +238,7 @@ def _for_goal(goal_ms: float, checkpoint: Place, config: Config) -> Config:
         console.warn("serve", f"no number of replicas meets the goal: a text alone takes {rates.single_ms:.1f} ms")
     changes = {}
     for key in ("target_ongoing_requests", "max_queue", "batch_tokens"):
-        if getattr(config.serve, key) == ServeConfig.model_fields[key].default:
+        if config.serve.follows_from_goal(key):
             changes[f"serve.{key}"] = getattr(knobs, key)
         else:
             console.say("serve", f"serve.{key}={getattr(config.serve, key):g} is kept, as it is set")

@@ -105,11 +105,22 @@ def _tags(text: str) -> str:
 
 
 _ESCAPED = re.compile(r"\\(?=[$\"'&#%_])")
-_FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, explain=False)
+_FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, normalization=None, explain=False)
 # Sorting a run of combining marks takes time that grows with its square: Unicode's stream-safe text (UAX #15) has
 # thirty at most. All that has a combining class, or comes apart into what has one; none lies beyond U+1FFFF.
 _MARKS = f"[{''.join(c for c in map(chr, range(0x300, 0x20000)) if combining(normalize('NFKD', c)[0]))}]"
 _STACKED = re.compile(f"({_MARKS}{{30}}){_MARKS}+")
+
+
+def _mojibake(text: str) -> str:
+    """ftfy until nothing changes, with NFC apart: what ftfy removes or decodes may bring marks together."""
+    while True:
+        fixed = normalize("NFC", _STACKED.sub(r"\1", ftfy.fix_text(text, _FTFY)))
+        if fixed == text:
+            return fixed
+        text = fixed
+
+
 # What ftfy leaves as it is, whatever stands around it: unified ideographs and the punctuation of Chinese. No step of
 # ftfy looks for them (its tables hold Latin letters and symbols), and NFC maps each to itself.
 _IDEOGRAPHIC = "\u4e00-\u9fff\u3001\u3002\u300a-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
@@ -187,7 +198,7 @@ RULES: tuple[Rule, ...] = (
         "mojibake",
         "Text decoded with the wrong code page ('â€™' for an apostrophe), ligatures, NFC (ftfy).",
         _FOREIGN.pattern,
-        lambda t: ftfy.fix_text(_STACKED.sub(r"\1", t), _FTFY),
+        _mojibake,
         touches=lambda t: not _is_plain(t) and _FOREIGN.search(t),
     ),
     Rule(

@@ -60,6 +60,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "WAIT_S", 0.05)
     monkeypatch.setattr(following, "AGAIN_S", 0.05)
     monkeypatch.setattr(following, "RETRY_S", (0.2, 0.4))
+    monkeypatch.setattr(desks, "RECALL_S", 0.1)
 
 
 async def report(line: Line) -> Report:
@@ -193,6 +194,7 @@ def test_a_desk_that_was_restarted_knows_the_lineup_though_no_replica_runs() -> 
         assert await desk.put(updated)
         assert (await Desk(A, ServeConfig(), kept).exchange(Report("new"), 0)).stable == A  # nobody has served B yet
         await desk.exchange(Report("one", updated, 2, "serving"), 0)
+        await asyncio.sleep(0.1)  # it is written in a thread
         again = Desk(A, ServeConfig(), kept)
         assert (await again.state()).lineup == updated
         assert (await again.exchange(Report("new"), 0)) == updated

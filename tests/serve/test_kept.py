@@ -58,7 +58,8 @@ def test_what_evaluation_writes_later_is_another_copy_and_engines_are_not(tmp_pa
     assert sorted(p.name for p in Path(first.place, "engines").iterdir()) == ["here.json", "there.json"]
     Place.of(folder / "broadsheet.json").write_text('{"temperature": 2}')
     second = kept.release(Place.of(folder), silent)
-    assert (second.version, second == first) == (first.version, False)
+    assert second == first  # the same weights, of which another copy is loaded
+    assert second.place != first.place
     assert Path(first.place, "broadsheet.json").read_text() == "{}"
 
 
@@ -100,13 +101,42 @@ def test_old_copies_go(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     served = tmp_path / "run/served"
     other = served / "best-0123"
+    made = []
     for k in range(kept.NEWEST + 3):
         release = kept.release(Place.of(checkpoint(tmp_path, f"{k}")), silent)
         note = Path(release.place, kept.NOTE)
         year = 2020 + k if k != 1 else 2999  # somebody asks for the second one again and again
-        note.write_text(json.dumps({"of": str(folder), "last_asked_for": f"{year}-01-01T00:00:00+00:00"}))
+        note.write_text(json.dumps({"of": str(folder), "last_used": f"{year}-01-01T00:00:00+00:00"}))
+        made.append(release)
     other.mkdir()
-    release = kept.release(Place.of(checkpoint(tmp_path, "last")), silent)
-    weights = {p.read_text() for p in served.glob("checkpoint-*/model.safetensors")}
-    assert weights == {"last", "1", "7", "6", "5"}
+    (served / "checkpoint-half").mkdir()  # of a command that was killed
+    last = kept.release(Place.of(checkpoint(tmp_path, "last")), silent)
+
+    def left() -> set[str]:
+        return {p.read_text() for p in served.glob("checkpoint-*/model.safetensors")}
+
+    kept.touch(made[2])
+    kept.clear(last, [made[0]])
+    assert left() == {"last", "0", "1", "2", "7"}
     assert other.exists()
+    assert not (served / "checkpoint-half").exists()
+
+
+def test_a_checkpoint_of_links_is_copied_as_files(tmp_path: Path) -> None:
+    """As the Hugging Face hub's cache keeps them."""
+    folder = checkpoint(tmp_path)
+    (tmp_path / "blob").write_text("one")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../../blob")
+    release = kept.release(Place.of(folder), silent)
+    assert not Path(release.place, "model.safetensors").is_symlink()
+    assert Path(release.place, "model.safetensors").read_text() == "one"
+
+
+def test_what_is_no_whole_checkpoint_is_not_kept(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "broadsheet.json").unlink()  # on object stores it comes last
+    said: list[str] = []
+    assert kept.release(Place.of(folder), said.append).place == str(folder)
+    assert "it is being written to" in said[0]
+    assert not (tmp_path / "run/served").exists()

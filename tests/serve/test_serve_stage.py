@@ -56,7 +56,7 @@ def test_a_goal_that_nothing_can_be_measured_for(monkeypatch: pytest.MonkeyPatch
     def no_golden_rows(*_: object) -> None:
         raise UserError("no golden rows")
 
-    def deploys(checkpoint: str, config: Config) -> str:
+    def deploys(checkpoint: str, config: Config, **_: object) -> str:
         deployed.append(config)
         return "http://127.0.0.1:1"
 
