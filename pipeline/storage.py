@@ -24,6 +24,8 @@ from pyarrow import fs
 from pipeline.errors import UserError
 from pipeline.object_store import REMOTE, REMOTE_BUFFER, Steady, in_words, is_remote, matches, s3, split
 
+# Hidden, or what Spark, Delta, Hive and ``broadsheet predict`` write beside their data.
+_BESIDE = re.compile(r"\.|_(SUCCESS|plan\.json$|metadata$|common_metadata$|committed_|started_|temporary$|delta_log$)")
 COPY_BYTES = 16 << 20  # asked for at once when a whole folder is fetched
 
 
@@ -223,18 +225,38 @@ def expand(pattern: str) -> list[str]:
         UserError: nothing matches.
     """
     magic = any(c in pattern for c in "*?[")
+    if not is_remote(pattern):
+        pattern = os.path.expanduser(pattern)
     if is_remote(pattern):
         names = _expand_remote(Place.of(pattern))
     elif magic and not os.path.exists(pattern):
         names = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
     elif os.path.isdir(pattern):
-        inside = ((p, p.relative_to(pattern)) for p in Path(pattern).rglob("*") if p.is_file())
-        names = sorted(str(p) for p, relative in inside if not any(part.startswith(".") for part in relative.parts))
+        names = sorted(_below(pattern))
     else:
         names = [pattern] if os.path.isfile(pattern) else []
     if not names:
         raise UserError(f"no such file: {pattern}")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{ascii(name)[1:-1]}: the name is not UTF-8: rename the file") from None
     return [str(Place.of(n)) for n in names]
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The files in a folder and its sub-folders, those that are links too, each folder once; not hidden ones, nor what
+    Spark, Delta and ``predict`` write beside their data."""
+    seen: set[str] = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _BESIDE.match(name))
+        yield from (os.path.join(path, name) for name in files if not _BESIDE.match(name))
 
 
 def _expand_remote(place: Place) -> list[str]:
@@ -257,15 +279,15 @@ def _expand_remote(place: Place) -> list[str]:
         wanted = pattern.split("/")
         found = [path for path in found if matches(path.split("/"), wanted)]
     else:
-        found = [path for path in found if "/." not in path.removeprefix(root)]
+        found = [p for p in found if not any(map(_BESIDE.match, p.removeprefix(root).strip("/").split("/")))]
     return sorted(f"{scheme}://{path}{options}" for path in found)
 
 
 def identity(uri: str) -> str:
     """A short string that changes when the file's content does.
 
-    Local files are hashed (BLAKE2b); of remote ones the store knows a tag of the content, else size and
-    modification time stand for it.
+    Local files are hashed (BLAKE2b), as are remote ones of which nothing else is known; else the store knows a tag of
+    the content, or size and modification time stand for it.
     """
     place = Place.of(uri)
     if not place.is_local:
@@ -275,9 +297,16 @@ def identity(uri: str) -> str:
         if tag := told.get("ETag"):
             return f"{place.info().size}-{tag.decode()}"
         info = place.info()
-        return f"{info.size}-{info.mtime_ns}"
+        if info.mtime_ns is not None:
+            return f"{info.size}-{info.mtime_ns}"
+    if place.uri.startswith("hf://"):
+        from huggingface_hub import HfFileSystem
+
+        told = HfFileSystem().info(place.resolved()[1])
+        if tag := (told.get("lfs") or {}).get("sha256") or told.get("blob_id"):
+            return f"{told['size']}-{tag}"
     digest = hashlib.blake2b(digest_size=16)
-    with open(place.uri, "rb") as f:
+    with place.open_input() as f:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -297,6 +326,8 @@ def local_folder(where: str | Path | Place) -> Iterator[Path]:
             listing = system.get_file_info(fs.FileSelector(path, recursive=True))
         for name in (i.path.removeprefix(f"{path}/") for i in listing if i.type == fs.FileType.File):
             target = Path(temporary, name)
+            if not target.resolve().is_relative_to(Path(temporary).resolve()):
+                raise UserError(f"{root}/{name}: a name that leads out of its folder is not fetched")
             target.parent.mkdir(parents=True, exist_ok=True)
             with Place(f"{root}/{name}{options}").open_input() as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, COPY_BYTES)

@@ -124,3 +124,26 @@ def test_put_folder_replaces_all_that_was_there(tmp_path: Path) -> None:
     with local_folder(target) as folder:
         assert [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))] == ["sub", "sub/new"]
     assert os.listdir(tmp_path / "deep") == ["target"]
+
+
+def test_folders_are_walked_through_links_once_and_past_what_lies_beside_data(tmp_path: Path) -> None:
+    (tmp_path / "store/sport").mkdir(parents=True)
+    (tmp_path / "store/sport/a.txt").write_text("a")
+    news = tmp_path / "news"
+    (news / "tech").mkdir(parents=True)
+    for name in ("tech/b.txt", "_SUCCESS", "_plan.json", "_mine.txt", "_temporary/x.txt"):
+        (news / name).parent.mkdir(exist_ok=True)
+        (news / name).touch()
+    (news / "sport").symlink_to(tmp_path / "store/sport")
+    (news / "tech/again").symlink_to(news)
+    assert [os.path.relpath(p, news) for p in expand(str(news))] == ["_mine.txt", "sport/a.txt", "tech/b.txt"]
+
+
+def test_a_home_is_found_and_a_name_that_is_no_text_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.csv").touch()
+    assert expand("~/a.csv") == expand("~/*.csv") == [str(tmp_path / "a.csv")]
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.csv", "wb"):
+        pass
+    with pytest.raises(UserError, match=r"caf\\udce9.csv: the name is not UTF-8: rename the file"):
+        expand("~/*.csv")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.section import Section
 
@@ -98,3 +98,13 @@ class DataConfig(Section):
         description="Raw megabytes per prepared shard; fixes how many shards there are. null: 16, and more where there "
         "would be over 1,024 of them.",
     )
+
+    @model_validator(mode="after")
+    def _names_of_integers(self) -> DataConfig:
+        for i, name in enumerate(self.labels, self.labels_start):
+            if name.lstrip("-").isdecimal() and int(name) != i:
+                raise ValueError(
+                    f"labels calls the integer {i} '{name}', which is the integer of another class: leave data.labels "
+                    "out where integers are the labels, name classes in words, or set data.labels_start to the first"
+                )
+        return self

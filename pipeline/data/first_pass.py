@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.data.corrections import Corrections
 from pipeline.data.exchange import ROWS
 from pipeline.data.read import Source
 
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
 _CODE = {reason: i for i, reason in enumerate(reject.REASONS)}
 _NAMES = pa.array(list(reject.REASONS), pa.string())
 
@@ -32,6 +34,8 @@ def label_name(raw: str | None, config: DataConfig) -> tuple[str | None, str | N
     value = (raw or "").strip()
     if not value:
         return None, reject.MISSING_LABEL
+    if value.endswith("0") and _WHOLE.fullmatch(value):  # a column of integers with a gap, as pandas writes it
+        value = value.partition(".")[0]
     if not config.labels:
         return value, None
     if value in config.labels:
@@ -185,8 +189,8 @@ def class_hashes(rows: pa.Table, sources: Sequence[Source]) -> dict[str, npt.NDA
     encoded = one(rows["label"]).dictionary_encode()
     labels = pc.fill_null(encoded.indices, -1).to_numpy()
     hashes = dedup.halves_of(one(rows["key"]))[:, 1]
-    return {
-        name: hashes[alive & (labels == i)]
-        for i, name in enumerate(encoded.dictionary.to_pylist())
-        if (alive & (labels == i)).any()
-    }
+    labels, hashes = labels[alive], hashes[alive]
+    order = np.argsort(labels, kind="stable")  # once: there may be as many labels as rows
+    counts = np.bincount(labels + 1, minlength=len(encoded.dictionary) + 1)
+    parts = np.split(hashes[order], np.cumsum(counts)[:-1])[1:]  # without those that have no label
+    return {name: part for name, part in zip(encoded.dictionary.to_pylist(), parts, strict=True) if len(part)}

@@ -14,7 +14,8 @@ from typing import Literal, TextIO
 
 BLOCK_CHARS = 1 << 20
 MAX_LINE_CHARS = 16 << 20
-MAX_RECORD_LINES = 2_000
+MAX_RECORD_LINES = 2_000  # of a record with other fields than the first one has: a stray quotation mark begins it
+LONG_RECORD_CHARS = 2 << 20  # of a record with more lines than that, and as many fields
 NEVER_CLOSED = "a quotation mark is never closed"
 
 csv.field_size_limit(MAX_LINE_CHARS)
@@ -131,6 +132,7 @@ def delimited(blocks: Iterable[Lines], delimiter: str, quoted: bool) -> Iterator
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     open_record = Lines(1, [], set(), True)
+    width: int | None = None
     try:
         for block in blocks:
             if open_record.texts:
@@ -138,17 +140,18 @@ def delimited(blocks: Iterable[Lines], delimiter: str, quoted: bool) -> Iterator
                 too_long = open_record.too_long | {i + n for i in block.too_long}
                 decodable = open_record.decodable and block.decodable
                 block = Lines(open_record.first, open_record.texts + block.texts, too_long, decodable)
-            records, used = _parse(block, delimiter, quoting, last=False)
+            records, used = _parse(block, delimiter, quoting, width, last=False)
+            width = _width(width, records)
             left = {i - used for i in block.too_long if i >= used}
             open_record = Lines(block.first + used, block.texts[used:], left, block.decodable)
             yield records
     except BreaksOff as e:
         raise BreaksOff(open_record.first if open_record.texts else e.row, e.reason) from e
     if open_record.texts:
-        yield _parse(open_record, delimiter, quoting, last=True)[0]
+        yield _parse(open_record, delimiter, quoting, width, last=True)[0]
 
 
-def _parse(block: Lines, delimiter: str, quoting: Literal[0, 3], last: bool) -> tuple[Records, int]:
+def _parse(block: Lines, delimiter: str, quoting: Literal[0, 3], width: int | None, last: bool) -> tuple[Records, int]:
     """The records of a block, and how many of its lines were used: a record still open at the end waits for more."""
     if not block.too_long:
         try:
@@ -163,17 +166,18 @@ def _parse(block: Lines, delimiter: str, quoting: Literal[0, 3], last: bool) -> 
     try:
         for fields in parser:
             end = parser.line_num
-            if end - begin > 1 and _too_large(block.texts[begin:end]):
-                return _parse_broken(block, begin, out, delimiter, quoting, last)
+            lines, chars = end - begin, sum(map(len, block.texts[begin:end])) if end - begin > 1 else 0
+            if lines > 1 and _too_large(lines, chars, len(fields) == _width(width, out)):
+                return _parse_broken(block, begin, out, delimiter, quoting, width, last)
             _keep(out, block, begin, end, fields)
             begin = end
     except csv.Error:
-        return _parse_broken(block, begin, out, delimiter, quoting, last)
+        return _parse_broken(block, begin, out, delimiter, quoting, width, last)
     return out, len(block.texts)
 
 
 def _parse_broken(
-    block: Lines, at: int, out: Records, delimiter: str, quoting: Literal[0, 3], last: bool
+    block: Lines, at: int, out: Records, delimiter: str, quoting: Literal[0, 3], width: int | None, last: bool
 ) -> tuple[Records, int]:
     """The rest of a block from a broken record on, in time linear in its length.
 
@@ -182,18 +186,20 @@ def _parse_broken(
     """
     texts, lines = block.texts, len(block.texts)
 
-    def parse(span: list[str]) -> list[str]:
-        return next(csv.reader(span, delimiter=delimiter, quoting=quoting, strict=True))
+    def parse(span: list[str], strict: bool = True) -> list[str]:
+        return next(csv.reader(span, delimiter=delimiter, quoting=quoting, strict=strict))
 
     ends: list[tuple[int, str | None]] = [(lines, _OPEN)] * (lines + 1)  # where it ends and what is wrong there
     chars = [0] * (lines + 1)
+    fields_there = [0] * (lines + 1)  # of such a record, from there on
     for i in range(lines - 1, at - 1, -1):
         chars[i] = chars[i + 1] + len(texts[i])
         try:
-            parse(['"' + texts[i]])
+            fields_there[i] = len(parse(['"' + texts[i]]))
             ends[i] = (i + 1, None)
         except csv.Error as e:
             ends[i] = ends[i + 1] if _OPEN in str(e) else (i + 1, str(e))
+            fields_there[i] = fields_there[i + 1]
     while at < lines:
         fields: list[str] = []
         end, wrong = at + 1, None
@@ -203,7 +209,11 @@ def _parse_broken(
             wrong = str(e)
             if _OPEN in wrong:
                 end, wrong = ends[at + 1]
-                long = end - at > MAX_RECORD_LINES or chars[at] - chars[end] > MAX_LINE_CHARS
+                closed = wrong is None and end - at > MAX_RECORD_LINES
+                whole = not closed or len(parse([texts[at]], strict=False)) - 1 + fields_there[at + 1] == _width(
+                    width, out
+                )
+                long = _too_large(end - at, chars[at] - chars[end], whole)
                 if wrong and _OPEN in wrong and not long and not last:
                     return out, at
                 if long or (wrong and _OPEN in wrong):
@@ -228,5 +238,11 @@ def _keep(out: Records, block: Lines, begin: int, end: int, fields: list[str]) -
         out.rows.append(fields)
 
 
-def _too_large(texts: list[str]) -> bool:
-    return len(texts) > MAX_RECORD_LINES or sum(map(len, texts)) > MAX_LINE_CHARS
+def _width(known: int | None, records: Records) -> int | None:
+    """How many fields the first record has."""
+    return known or (len(records.rows[0]) if records.rows else None)
+
+
+def _too_large(lines: int, chars: int, whole: bool) -> bool:
+    """Whether a record is more than one that is meant to be one; ``whole``: it has as many fields as the first."""
+    return chars > MAX_LINE_CHARS or (lines > MAX_RECORD_LINES and (chars > LONG_RECORD_CHARS or not whole))

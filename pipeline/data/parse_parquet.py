@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.config import DataConfig
-from pipeline.data.parsers import CHUNK_ROWS, plain, table, wanted_columns
+from pipeline.data.parsers import CHUNK_BYTES, CHUNK_ROWS, plain, table, wanted_columns
 from pipeline.data.unpack import Watched
 from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place
@@ -41,8 +41,10 @@ def read_parquet(uri: str, config: DataConfig) -> Iterator[pa.Table]:
     with Watched(Place.of(uri).open_random()) as f:
         file = _open(uri, f, config)
         for group in range(file.num_row_groups):
-            left = file.metadata.row_group(group).num_rows
-            batches = file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=list(dict.fromkeys(wanted)))
+            about = file.metadata.row_group(group)
+            left = about.num_rows
+            rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES * left // max(1, about.total_byte_size)))
+            batches = file.iter_batches(rows, row_groups=[group], columns=list(dict.fromkeys(wanted)))
             reason = "rows are missing"
             while left:
                 try:
@@ -61,7 +63,7 @@ def read_parquet(uri: str, config: DataConfig) -> Iterator[pa.Table]:
                 yield table(range(first, first + n), [strings for strings, _ in values], errors, config)
                 first, left = first + n, left - n
             while left:
-                n = min(left, CHUNK_ROWS)
+                n = min(left, rows)
                 error = f"row group {group} is damaged: {reason}"
                 nothing = [pa.nulls(n, pa.string())] * len(wanted)
                 yield table(range(first, first + n), nothing, dict.fromkeys(range(n), error), config)

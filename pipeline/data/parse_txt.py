@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.data.config import DataConfig
-from pipeline.data.parsers import CHUNK_ROWS, MAX_OBJECT_CHARS, table, wanted_columns
+from pipeline.data.parsers import CHUNK_BYTES, CHUNK_ROWS, MAX_OBJECT_CHARS, table, wanted_columns
 from pipeline.data.unpack import open_text, undecodable
 from pipeline.storage import Place
 
@@ -19,10 +19,12 @@ def read_txt_files(label: str, files: Sequence[str], config: DataConfig) -> Iter
         OSError: a file cannot be read: the text is there, and must not be lost.
     """
     first = 1
-    for start in range(0, len(files), CHUNK_ROWS):
+    left = iter(files)
+    while first <= len(files):
         texts: list[str | None] = []
         errors: dict[int, str] = {}
-        for uri in files[start : start + CHUNK_ROWS]:
+        chars = 0
+        while chars < CHUNK_BYTES and len(texts) < CHUNK_ROWS and (uri := next(left, None)) is not None:
             with open_text(uri, config.encoding) as stream:
                 text = stream.read(MAX_OBJECT_CHARS + 1)
             wrong = undecodable(text, config.encoding)
@@ -31,6 +33,7 @@ def read_txt_files(label: str, files: Sequence[str], config: DataConfig) -> Iter
             if wrong:
                 errors[len(texts)] = f"{Place.of(uri).name}: {wrong}"
             texts.append(None if wrong else text)
+            chars += len(text)
         n = len(texts)
         columns = [pa.array(texts, pa.string())]
         columns += [pa.nulls(n, pa.string())] * (len(wanted_columns(config)) - 1)

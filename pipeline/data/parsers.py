@@ -16,6 +16,7 @@ from pipeline.data.config import DataConfig
 from pipeline.storage import Place
 
 CHUNK_ROWS = 4096
+CHUNK_BYTES = 64 << 20  # fewer rows, where they are long
 MAX_OBJECT_CHARS = 16 << 20
 
 # 'other' is the column of data.fill_from, null where there is none.

@@ -87,8 +87,9 @@ def prepare(config: Config, model: ModelSource, address: str | None = None) -> t
     with alone.waiting(place, _tell):
         if (place / "manifest.json").exists():  # made by the command that was waited for
             return Prepared.open(place), True
+        how = choose(sources, config.data, address)  # a cluster that is not there is no reason to throw work away
         try:
-            Job(config, sources, model, place, work, choose(sources, config.data, address)).run()
+            Job(config, sources, model, place, work, how).run()
         except BaseException as e:
             ours = cluster.our_error(e, "data.shard_mb (it then begins anew)")
             if isinstance(ours, UserError):

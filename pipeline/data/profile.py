@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+from unicodedata import category, normalize
 
 import numpy as np
 
@@ -93,12 +94,14 @@ def warnings(classes: Mapping[str, Mapping[str, int]], rejected_labels: Mapping[
 
 
 def label_collisions(labels: Sequence[str]) -> list[str]:
-    """Sentences about labels that differ only by case or white space, most likely one class written in two ways."""
+    """Sentences about labels that look alike, most likely one class written in two ways."""
     alike: dict[str, list[str]] = {}
     for label in labels:
-        alike.setdefault(" ".join(label.casefold().split()), []).append(label)
+        plain = "".join(c for c in normalize("NFKC", label) if category(c) != "Cf")  # without zero-width characters
+        alike.setdefault(" ".join(plain.casefold().split()), []).append(label)
     return [
-        f"labels {', '.join(repr(n) for n in names)} differ only by case or white space: one class, written twice?"
+        f"labels {', '.join(repr(n) for n in names)} differ only by case, white space or encoding: one class, "
+        "written twice?"
         for names in alike.values()
         if len(names) > 1
     ]

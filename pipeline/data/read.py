@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -83,10 +84,11 @@ def find(patterns: Sequence[tuple[str, str]], config: DataConfig) -> list[Source
                 raise UserError(f"{uri} is named twice among data.train, data.validation and data.test")
         found |= new
     names = [Place.of(uri).name for uri in found]
+    times = Counter(names)
     sources = []
     for name, (uri, (split, kind, members)) in zip(names, found.items(), strict=True):
         size = sum(Place.of(f).info().size for f in members or (uri,))
-        sources.append(Source(uri, name if names.count(name) == 1 else uri, split, kind, size, members))
+        sources.append(Source(uri, name if times[name] == 1 else uri, split, kind, size, members))
         check(sources[-1], config)
     return sources
 

@@ -19,8 +19,9 @@ from pipeline.config import Config
 from pipeline.data.config import DataConfig
 from pipeline.data.layout import raw_bytes
 from pipeline.data.read import Source, content, find, read
+from pipeline.data.reject import EMPTY
 from pipeline.data.shards import write_parquet
-from pipeline.errors import WorkFailed
+from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate import pieces
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.predict import BATCH_TOKENS, found_room, loaded, mapped, version_of
@@ -58,10 +59,13 @@ def predict_files(
         WorkFailed: an input changed meanwhile, or rows got lost (which is a bug).
     """
     card = checkpoint.read_card(where)
-    text = config.data.text if config.data.text != ("text",) else tuple(card["text"])
+    text = config.data.text if "text" in config.data.model_fields_set else tuple(card["text"])
     # There is no label to read: the first text column stands in for it, and is ignored.
     data = config.data.model_copy(update={"text": text, "label": text[0], "fill_from": ""})
     sources = find([(pattern, "test") for pattern in patterns], data)
+    for name in (*(str(Place.of(pattern)) for pattern in patterns), *(source.uri for source in sources)):
+        if f"{out}/".startswith(f"{name}/") or f"{name}/".startswith(f"{out}/"):
+            raise UserError(f"--out {out} would lie among what is read ({name}): name a folder elsewhere")
     plan = pieces.agree(out, pieces.plan(sources, where, data))
     if (out / pieces.SUCCESS).exists():
         facts = json.loads((out / pieces.SUCCESS).read_text())
@@ -198,12 +202,16 @@ def classify_rows(classifier: Classifier, block: pa.Table, name: str) -> tuple[p
     rows = block.to_pylist()
     readable = [i for i, r in enumerate(rows) if r["error"] is None and (r["text"] or "").strip()]
     encoded = classifier.encode([rows[i]["text"] for i in readable])
+    empty = {i for i, text in zip(readable, encoded.cleaned, strict=True) if not text}  # mark-up only, as in prepare
     scores = classifier.probabilities(classifier.all_logits(encoded.ids, BATCH_TOKENS))
     best = scores.argmax(-1) if len(scores) else np.empty(0, np.int64)
     label: list[str | None] = [None] * len(rows)
     score: list[float | None] = [None] * len(rows)
     truncated: list[bool | None] = [None] * len(rows)
     for n, i in enumerate(readable):
+        if i in empty:
+            rows[i]["error"] = EMPTY
+            continue
         label[i] = classifier.labels[int(best[n])]
         score[i] = float(scores[n, best[n]])
         truncated[i] = encoded.truncated[n]
@@ -216,4 +224,4 @@ def classify_rows(classifier: Classifier, block: pa.Table, name: str) -> tuple[p
         "truncated": pa.array(truncated, pa.bool_()),
         "error": pa.array(error, pa.string()),
     }
-    return pa.table(columns), len(rows) - len(readable)
+    return pa.table(columns), len(rows) - len(readable) + len(empty)

@@ -15,8 +15,12 @@ import psutil
 import pytest
 from preparing import prepared, write_csv
 
+from pipeline.config import load
+from pipeline.data import job
+from pipeline.data import prepare as preparation
 from pipeline.data.prepared import Prepared
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkFailed
+from pipeline.model import source
 
 SETS = ["data.shard_mb=1", "model.name=lstm", "model.vocab_size=300"]
 
@@ -114,3 +118,25 @@ def test_killed_and_started_again(
     done_before = [p for p, written in finished.items() if p.stat().st_mtime_ns == written]
     assert done_before, "finished shards were written again"
     assert not list((tmp_path / "runs" / "prepared").glob("*.work"))
+
+
+def test_a_cluster_that_is_not_there_costs_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "\n".join(f"{word} {i},{word}" for i in range(60) for word in ("red", "blue")))
+    config = load(
+        None, ["model.name=lstm", "model.vocab_size=300"], {"storage": str(tmp_path), "data.train": (str(rows),)}
+    )
+    model = source.resolve("lstm")
+
+    def stops(*_: object) -> None:
+        raise WorkFailed("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Job, "_second_pass", stops)
+        with pytest.raises(WorkFailed, match="the disk is full"):
+            preparation.prepare(config, model)
+    work = sorted(p.name for p in tmp_path.glob("prepared/*.work/*"))
+    assert work
+    with pytest.raises(UserError):
+        preparation.prepare(config, model, "127.0.0.1:1")
+    assert sorted(p.name for p in tmp_path.glob("prepared/*.work/*")) == work

@@ -54,6 +54,17 @@ def test_a_quote_is_given_up_after_so_many_lines(monkeypatch: pytest.MonkeyPatch
     assert [line for line, fields, _ in got[1:] if fields == ["a", "b"]] == list(range(2, 12))
 
 
+def test_a_long_record_that_is_closed_and_has_the_fields_of_the_first_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    letter = "Dear Sir\n" + "one, two\n" * 3 * MAX_RECORD_LINES
+    text = f'text,label\n"{letter}",a\n'
+    assert records(text) == [(1, ["text", "label"], None), (2, [letter, "a"], None)]
+    assert records(text + "b,c\n")[-1] == (letter.count("\n") + 3, ["b", "c"], None)
+    stray = f'text,label\n"{letter}"\nb,c\n'  # nothing says which of the two quotation marks belongs there
+    assert records(stray)[1][2] == NEVER_CLOSED
+    monkeypatch.setattr(module, "LONG_RECORD_CHARS", 1_000)
+    assert records(text)[1][2] == NEVER_CLOSED
+
+
 def test_unquoted_takes_quotation_marks_as_they_are() -> None:
     assert records('"a\tb"c\n', "\t", quoted=False) == [(1, ['"a', 'b"c'], None)]
 
@@ -110,7 +121,9 @@ def one_by_one(text: str, most: int) -> list[Record]:
             fields, wrong = next(parser), None
         except csv.Error as e:
             fields, wrong = [], str(e)
-        if parser.line_num > most or (wrong and "unexpected end of data" in wrong):
+        width = next((len(row) for _, row, _ in got if row), None)
+        many = parser.line_num > most and not wrong and len(fields) != width
+        if many or (wrong and "unexpected end of data" in wrong):
             wrong = NEVER_CLOSED
         if wrong or fields:
             got.append((at + 1, None if wrong else fields, wrong))

@@ -20,6 +20,7 @@ from pipeline.data.rank import rank
 from pipeline.data.read import Source
 from pipeline.data.split import HashSketch
 from pipeline.data.tokenize import TextTokenizer, train_wordpiece
+from pipeline.errors import UserError
 
 SOURCES = [Source(f"/{s}.csv", f"{s}.csv", s, "csv", 1) for s in ("train", "validation", "test")]
 CHUNK_SCHEMA = pa.schema([("source", pa.int32()), *CHUNK])
@@ -76,6 +77,15 @@ def test_label_names(raw: str | None, name: str | None, reason: str | None) -> N
 
 def test_without_names_a_label_is_what_was_read() -> None:
     assert first_pass.label_name(" 7 ", data()) == ("7", None)
+    assert first_pass.label_name("7.0", data()) == ("7", None)  # as in Parquet, where the column is one of numbers
+    assert first_pass.label_name("7.50", data()) == ("7.50", None)
+
+
+@pytest.mark.parametrize("labels", [["1", "2", "3"], ["World", "0"]])
+def test_names_that_are_the_integers_of_others_are_refused(labels: list[str]) -> None:
+    with pytest.raises(UserError, match="is the integer of another class"):
+        data(labels=labels)
+    assert first_pass.label_name("2", data(labels=["1", "2"], labels_start=1)) == ("2", None)
 
 
 def test_clean_rows_keeps_every_row_with_its_reason() -> None:

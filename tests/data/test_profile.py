@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.data.profile import HISTOGRAM_BINS, merged, percentile, token_profile, warnings
+from pipeline.data.profile import HISTOGRAM_BINS, label_collisions, merged, percentile, token_profile, warnings
 
 
 def test_merged_adds_up_nested_counts() -> None:
@@ -45,3 +45,9 @@ def test_warnings_name_the_classes() -> None:
     many = warnings({"train": {f"{i}": 1 for i in range(7)}, "validation": {}, "test": {}}, {})
     assert many[0].startswith("classes '0', '1', '2', '3', '4' and 2 more")
     assert warnings({"train": {"a": 9}, "validation": {"a": 1}, "test": {"a": 1}}, {}) == []
+
+
+def test_labels_that_look_alike_are_named() -> None:
+    said = label_collisions(["caf\u00e9", "cafe\u0301", "sport", "sport\u200b", "Tech", "tech ", "other"])
+    assert len(said) == 3
+    assert label_collisions(["a", "b"]) == []

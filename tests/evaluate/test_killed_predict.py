@@ -124,6 +124,32 @@ def test_an_input_that_changes_is_refused(tmp_path: Path, bert: Path, monkeypatc
     assert not (out / "_SUCCESS.json").exists()
 
 
+def test_columns_that_are_named_are_those_that_are_read_and_mark_up_alone_is_no_text(
+    tmp_path: Path, bert: Path
+) -> None:
+    file, card = tmp_path / "new.csv", Path(bert) / "broadsheet.json"
+    file.write_text("text\nred green\n<br/>\n\n")
+    facts = json.loads(card.read_text())
+    card.write_text(json.dumps(facts | {"text": ["title", "description"]}))
+    try:
+        with pytest.raises(UserError, match="has no column 'title'"):
+            inference.predict_files((str(file),), Place.of(bert), Place.of(tmp_path / "out"), load(), None)
+        named = load(None, ["data.text=[text]"])
+        done = inference.predict_files((str(file),), Place.of(bert), Place.of(tmp_path / "out"), named, None)
+    finally:
+        card.write_text(json.dumps(facts))
+    rows = rows_of(tmp_path / "out")
+    assert [(r["label"] is None, r["error"]) for r in rows] == [(False, None), (True, "empty after cleaning")]
+    assert (done["rows"], done["errors"]) == (2, 1)
+
+
+def test_results_do_not_lie_among_what_is_read(tmp_path: Path, bert: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in/a.csv", 3, 1)
+    with pytest.raises(UserError, match="would lie among what is read"):
+        inference.predict_files((str(tmp_path / "in"),), Place.of(bert), Place.of(tmp_path / "in/scored"), load(), None)
+
+
 def test_few_rows_need_no_ray(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.csv", 30, 1)
     monkeypatch.setattr(cluster, "connect", lambda *_: pytest.fail("Ray was started"))
