@@ -116,7 +116,7 @@ def evaluate(config: Config, where: str | None, prepared: str | None, out: str |
     found = checkpoint.find(run)
     card = checkpoint.read_card(found)
     data = Prepared.open(prepared or card["prepared"])
-    target = Place.of(out) if out else Place(str(found).removesuffix("/checkpoint").removesuffix("/best"))
+    target = Place.of(out) if out else found.parent if found.name in ("checkpoint", "best") else found
     with alone.refusing(target, *BUSY):
         _show_evaluation(found, data, target, address, {"evidence_rows": config.evaluate.evidence_rows})
     console.say("next", f"broadsheet serve {run}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.prepared import digest
 from pipeline.errors import WorkFailed
 from pipeline.evaluate.compare import aligned
 from pipeline.evaluate.predict import predict_split
@@ -61,15 +62,15 @@ def place_of(trial: Trial, folder: Place) -> Place | None:
     store = Store(folder / "trials" / trial.folder, 1)
     if store.steps():
         return store.place / name_of(trainer.best_step(store))
-    return next((folder / name for name in KEPT if _kept(folder / name) == trial.trial), None)
+    return next((folder / name for name in KEPT if _kept(folder / name)[0] == trial.trial), None)
 
 
-def _kept(place: Place) -> int | None:
-    """Of which trial a kept checkpoint is."""
+def _kept(place: Place) -> tuple[int | None, int | None]:
+    """Of which trial a kept checkpoint is, and how many steps that had taken: a search that is resumed trains on."""
     if not (place / checkpoint.CARD).exists():
-        return None
-    number = json.loads((place / checkpoint.CARD).read_text()).get("training", {}).get("trial")
-    return int(number) if number is not None else None
+        return None, None
+    training = json.loads((place / checkpoint.CARD).read_text()).get("training", {})
+    return training.get("trial"), training.get("steps")
 
 
 def keep(chosen: Trial, finals: list[Trial], folder: Place) -> None:
@@ -82,7 +83,7 @@ def keep(chosen: Trial, finals: list[Trial], folder: Place) -> None:
     default = max(defaults, key=lambda t: (t.best or 0.0, -t.trial), default=None)
     wanted = {"best": chosen} | ({"default": default} if default and chosen.arm != "default" else {})
     for name in reversed(KEPT):
-        if name in wanted and _kept(folder / name) != wanted[name].trial:
+        if name in wanted and _kept(folder / name) != (wanted[name].trial, wanted[name].steps):
             with _exported(wanted[name], folder) as files:
                 put_folder(files, folder / name, checkpoint.CARD)
     if "default" not in wanted:
@@ -97,6 +98,7 @@ def _exported(trial: Trial, folder: Place) -> Iterator[Path]:
     with local_folder(where) as source, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
         out = Path(temporary) / "checkpoint"
         facts = {"point": trial.point, "trial": trial.trial, "seed": trial.seed, "history": trial.history}
+        facts["fingerprint"] = digest("search", str(folder), json.dumps([facts, trial.steps], sort_keys=True))
         trainer.export(source, out, {**facts, "steps": trial.steps, "seconds": trial.seconds})
         yield out
 

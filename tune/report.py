@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).with_name("search.html")
 
 
 def write(journal: Journal, space: Space, config: Config, folder: Place, whole: float) -> Place:
-    """Write ``report/index.html`` of a search; returns it.
+    """Write ``report/search.html`` of a search; returns it.
 
     Args:
         journal: of the search.
@@ -56,7 +56,7 @@ def write(journal: Journal, space: Space, config: Config, folder: Place, whole: 
         "config": configuration.dump(config),
         "serve_command": f"broadsheet serve {folder}/best",
     }
-    file = folder / "report" / "index.html"
+    file = folder / "report" / "search.html"  # beside the page of an evaluation
     file.write_text(report.rendered(TEMPLATE, page))
     return file
 

@@ -290,5 +290,5 @@ def show(where: str) -> None:
     words = journal.facts.get("verdict") or "not finished: 'broadsheet tune --resume' goes on with it"
     console.say("tune", f"{words}; {journal.steps():,} steps, {console.seconds(float(journal.facts['seconds']))}")
     if (folder / "best").exists():
-        console.say("tune", f"report: {folder}/report/index.html")
+        console.say("tune", f"report: {folder}/report/search.html")
         console.say("next", f"broadsheet serve {folder}/best")

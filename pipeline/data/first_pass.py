@@ -20,6 +20,7 @@ from pipeline.data.corrections import Corrections
 from pipeline.data.exchange import ROWS
 from pipeline.data.read import Source
 
+_BREAKS = re.compile(r"[\r\n\t\v\f\x1c-\x1f\x85\u2028\u2029]")
 _WHOLE = re.compile(r"-?[0-9]+\.0+")
 _CODE = {reason: i for i, reason in enumerate(reject.REASONS)}
 _NAMES = pa.array(list(reject.REASONS), pa.string())
@@ -34,6 +35,8 @@ def label_name(raw: str | None, config: DataConfig) -> tuple[str | None, str | N
     value = (raw or "").strip()
     if not value:
         return None, reject.MISSING_LABEL
+    if _BREAKS.search(value):
+        value = " ".join(value.split())  # line ends and tabs inside: no table nor page could show them
     if value.endswith("0") and _WHOLE.fullmatch(value):  # a column of integers with a gap, as pandas writes it
         value = value.partition(".")[0]
     if not config.labels:

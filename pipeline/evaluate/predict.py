@@ -160,7 +160,8 @@ def predict_split(
                 table = pq.ParquetFile(f).read(columns=["id", "label", "input_ids"]).slice(int(start), SLICE_ROWS)
             ids = [np.asarray(v.values.to_numpy(), np.int32) for v in table["input_ids"].combine_chunks()]
             probabilities = classifier.probabilities(classifier.all_logits(ids, BATCH_TOKENS))
-            scores = pa.array(list(probabilities), pa.list_(pa.float64()))
+            width = probabilities.shape[1]
+            scores = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel(), pa.float64()), width)
             yield pa.table({"id": table["id"], "label": table["label"], "probabilities": scores})
 
     data = cluster.data().from_items(items, override_num_blocks=len(items))
@@ -178,5 +179,6 @@ def predict_split(
     if len(at) != len(order):
         raise UserError(f"{prepared.place}: {split} has {len(order)} rows, {len(at)} were scored; prepare again")
     table = table.take(pa.array([at[name] for name in order]))
-    scores = np.array(table["probabilities"].to_pylist(), np.float64)
-    return order, table["label"].to_numpy().astype(np.int64), scores
+    scores = table["probabilities"].combine_chunks()
+    both = scores.flatten().to_numpy().reshape(len(order), -1)
+    return order, table["label"].to_numpy().astype(np.int64), both

@@ -39,9 +39,16 @@ def add(model: Any, rank: int, alpha: int | None, dropout: float, base: torch.dt
             "model.lora_rank needs the package peft: pip install 'broadsheet[lora]', or set model.lora_rank=0"
         ) from e
     first_token.whole_last_layer(model)  # it multiplies by the bare matrices
-    targets = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and LAYER.search(name + ".")]
+    targets = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and LAYER.search(name + ".") and m.weight.requires_grad  # not frozen
+    ]
     if not targets:
-        raise UserError(f"model.lora_rank: a {model.config.model_type} has no layers that adapters fit; set it to 0")
+        raise UserError(
+            f"model.lora_rank: a {model.config.model_type} has no layer that adapters fit and that train.freeze_layers "
+            "leaves; set it to 0"
+        )
     known = depths(model)
     head = [p for name, p in model.named_parameters() if known[name] == max(known.values())]
     for parameter in model.parameters():

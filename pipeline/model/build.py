@@ -24,6 +24,11 @@ from pipeline.model.scratch import CONFIG, ScratchNetwork
 from pipeline.model.source import ModelSource
 
 LSTM_DROPOUT = 0.3
+# Their positions are counted from the padding id on, so that as many fewer tokens fit.
+FROM_PAD = {
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
 SCRATCH: dict[str, type[ScratchNetwork]] = {
     network.config_class.model_type: network
     for network in (LinearForSequenceClassification, LstmForSequenceClassification)
@@ -99,6 +104,8 @@ def _initial(
         if getattr(network_config, "pad_token_id", None) is None:
             network_config.pad_token_id = pad_id
         limit = getattr(network_config, "max_position_embeddings", None)
+        if limit and network_config.model_type in FROM_PAD:
+            limit -= network_config.pad_token_id + 1
         if limit and config.model.max_tokens > limit:
             raise UserError(
                 f"model.max_tokens is {config.model.max_tokens}, but this model reads at most {limit} tokens"

@@ -74,7 +74,7 @@ class Run:
             figures = json.loads(file.read_text())["fingerprints"]
         except (ValueError, KeyError) as e:
             raise UserError(f"{file} is damaged: {evaluated}") from e
-        if (figures["training"], figures["data"]) != (self.fingerprint, self.prepared.fingerprint):
+        if (figures["training"] or "", figures["data"]) != (self.fingerprint, self.prepared.fingerprint):
             raise UserError(f"{self.place} was trained, or evaluated on other data, since its test: {evaluated}")
         return in_root(Predictions.load(str(self.place)), self.origins)
 

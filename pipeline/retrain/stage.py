@@ -102,26 +102,28 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
     """
     tested = base.predictions()
     run = Place.of(config.storage) / config.name
-    before = bases.read_version(run)
-    if before is not None:  # the endpoint that told where feedback lies may be gone by now
-        feedback = before["made_of"]["feedback"] or None
-    else:
-        feedback = feedback or base.card["config"].get("serve", {}).get("feedback")
-    folder = _folder(config.serve.feedback or feedback, must_exist=before is None)
-    config = config.updated({"serve.feedback": None if folder is None else str(folder)})
-    file = config.data.corrections
-    file = "" if file == base.card["config"]["data"]["corrections"] else file  # those are in the base's labels
-    if folder is None and not file and suspects == "ignore":
-        raise UserError("where is the feedback? Name its folder with --set serve.feedback=FOLDER")
-    made = version.make(base, config, run, folder, "drop" if suspects == "drop" else "ignore", file)
-    _say(base, made, folder)
-    if not made.learns:
-        console.say("done", f"nothing that {base.place} does not know already: no run was made")
-        return None
-    job = stages.Job(
-        made.config(config), source.resolve(config.model.name), f"{base.place} and what people said of it: {made.place}"
-    )
-    with alone.refusing(run, *stages.BUSY):
+    with alone.refusing(run, *stages.BUSY):  # its data version, too, is one command's
+        before = bases.read_version(run)
+        if before is not None:  # the endpoint that told where feedback lies may be gone by now
+            feedback = before["made_of"]["feedback"] or None
+        else:
+            feedback = feedback or base.card["config"].get("serve", {}).get("feedback")
+        folder = _folder(config.serve.feedback or feedback, must_exist=before is None)
+        config = config.updated({"serve.feedback": None if folder is None else str(folder)})
+        file = config.data.corrections
+        file = "" if file == base.card["config"]["data"]["corrections"] else file  # those are in the base's labels
+        if folder is None and not file and suspects == "ignore":
+            raise UserError("where is the feedback? Name its folder with --set serve.feedback=FOLDER")
+        made = version.make(base, config, run, folder, "drop" if suspects == "drop" else "ignore", file)
+        _say(base, made, folder)
+        if not made.learns:
+            console.say("done", f"nothing that {base.place} does not know already: no run was made")
+            return None
+        job = stages.Job(
+            made.config(config),
+            source.resolve(config.model.name),
+            f"{base.place} and what people said of it: {made.place}",
+        )
         stages.make_prepared(job, address)
         assert job.prepared is not None
         bases.check_same_test(job.prepared, bases.origins(run), tested)

@@ -185,7 +185,7 @@ class Loop:
             The confusion matrix [classes, classes] (row = truth) and the summed loss [1], both float64 on the
             CPU or GPU of the rank: add them up over ranks for the exact totals.
         """
-        confusion = torch.zeros(classes, classes, dtype=torch.float64, device=self.device)
+        cells = [torch.zeros(0, dtype=torch.int64, device=self.device)]  # counted once: there may be many classes
         loss = torch.zeros(1, dtype=torch.float64, device=self.device)
         # DDP's wrapper would synchronise buffers: evaluate the bare module.
         model = getattr(self.model, "module", self.model)
@@ -197,6 +197,6 @@ class Loop:
                 with autocast(self.precision, self.device):
                     logits = model(input_ids=inputs, attention_mask=mask).logits.float()
                 loss += nn.functional.cross_entropy(logits, labels, reduction="sum").double()
-                at = labels * classes + logits.argmax(-1)
-                confusion += torch.bincount(at, minlength=classes * classes).view(classes, classes)
+                cells.append(labels * classes + logits.argmax(-1))
+            confusion = torch.bincount(torch.cat(cells), minlength=classes * classes).view(classes, classes).double()
         return confusion, loss

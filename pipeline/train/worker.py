@@ -64,6 +64,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
         network.gradient_checkpointing_enable()
     kind, why = precision(settings.precision, device, network.config.model_type)
     if config.model.lora_rank:
+        torch.manual_seed(config.seed)  # of the adapters' first weights
         on_gpu = device.type == "cuda" and kind == "bf16"
         adapters.add(
             network, config.model.lora_rank, config.model.lora_alpha, config.model.lora_dropout,
@@ -169,7 +170,8 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
             counted = 0
             written = None
             if writer is not None:
-                written = writer.put(progress, {**job["card"], "metrics": {"validation": figures}}, entry[SCORE])
+                told = {k: v for k, v in figures.items() if k != "confusion"}  # of 2,000 classes it has 32 MB
+                written = writer.put(progress, {**job["card"], "metrics": {"validation": told}}, entry[SCORE])
             seat.report({k: float(v) for k, v in entry.items()}, name_of(entry["step"]), written)
             teller.tell({"kind": "evaluation", **entry})
     except Exception as e:
@@ -193,15 +195,23 @@ def _resume(
     if seat.rank == 0:
         store.sweep()
     steps = seat.from_rank_zero(store.steps()[:50] if seat.rank == 0 else None)
+    unread = ""
     for step in steps:
         with store.opened(step) as (folder, damage):
             bad = _summed(torch.tensor(float(damage is not None), device=device), seat.world)
             if not bad:
                 return checkpoint.load_state(network, optimizer, folder, average)
-        if seat.rank == 0:
+        if seat.rank == 0 and damage is not None:
             store.remove(step)  # else it would count among the latest, which are kept
-            why = damage or "another worker could not read it"
-            teller.tell({"kind": "damaged", "checkpoint": name_of(step), "why": why})
+            teller.tell({"kind": "damaged", "checkpoint": name_of(step), "why": damage})
+        elif seat.rank == 0:
+            unread = unread or name_of(step)
+            teller.tell({"kind": "damaged", "checkpoint": name_of(step), "why": "another worker could not read it"})
+    unread = seat.from_rank_zero(unread)
+    if unread:  # rather than begin anew: nothing is wrong with it
+        raise WorkFailed(
+            f"{unread} can be read by one worker and not by another: is {store.place} on storage that all nodes see?"
+        )
     return {"step": 0, "seconds": 0.0, "stalled": 0.0, "running": [0.0, 0], "history": [], "loss_curve": []}
 
 

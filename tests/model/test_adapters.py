@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small import network
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from pipeline import stages
 from pipeline.config import load
@@ -18,6 +18,7 @@ from pipeline.evaluate.classifier import Classifier
 from pipeline.model import adapters, build
 from pipeline.model.first_token import last_layer_of_one_token
 from pipeline.model.lstm import LstmConfig, LstmForSequenceClassification
+from pipeline.model.source import resolve
 from pipeline.train import checkpoint, recipe, trainer
 
 
@@ -115,5 +116,36 @@ def test_a_decoder_with_adapters_is_trained_and_served(tmp_path: Path, ray_sessi
 
 def test_a_network_without_layers_is_refused() -> None:
     model = LstmForSequenceClassification(LstmConfig(vocab_size=20, hidden=(4,)))
-    with pytest.raises(UserError, match=r"model\.lora_rank: a broadsheet-lstm has no layers that adapters fit"):
+    with pytest.raises(UserError, match=r"model\.lora_rank: a broadsheet-lstm has no layer that adapters fit"):
         adapters.add(model, rank=2, alpha=None, dropout=0.0)
+
+
+def test_frozen_layers_get_none() -> None:
+    model = network()
+    recipe.freeze(model, embeddings=True, layers=1)
+    adapters.add(model, rank=4, alpha=None, dropout=0.0)
+    learns = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert any(".layer.1." in n for n in learns)
+    assert not any(".layer.0." in n for n in learns)
+    nothing_left = network()
+    recipe.freeze(nothing_left, embeddings=True, layers=2)
+    with pytest.raises(UserError, match=r"no layer that adapters fit and that train\.freeze_layers leaves"):
+        adapters.add(nothing_left, rank=4, alpha=None, dropout=0.0)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("roberta", 12), ("bert", 14)])
+def test_positions_that_begin_behind_the_padding_leave_fewer_tokens(kind: str, limit: int, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(kind, **sizes, intermediate_size=24, max_position_embeddings=14, pad_token_id=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    train_wordpiece(["one two three"] * 3, 60, tmp_path)
+    source = resolve(str(tmp_path))
+    for tokens in (limit, limit + 1):
+        asked = load(None, [f"model.name={tmp_path}", f"model.max_tokens={tokens}"])
+        if tokens > limit:
+            with pytest.raises(UserError, match=f"this model reads at most {limit} tokens"):
+                build.initial(asked, source, ["a", "b"], 60, 1)
+            continue
+        model = build.initial(asked, source, ["a", "b"], 60, 1)
+        ids = torch.full((1, tokens), 5)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from pipeline.errors import WorkFailed
 from pipeline.storage import Place
-from pipeline.train import checkpoint, failures
+from pipeline.train import checkpoint, failures, worker
 from pipeline.train.failed_start import FreeFailedStart
 from pipeline.train.store import STALL_SHARE, Store, Writer, kept, name_of, unwritable
 
@@ -261,6 +263,8 @@ def test_a_process_without_memory_finds_the_budget_that_fits() -> None:
 FULL = """
 import sys, torch
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from pipeline.errors import WorkFailed
 from pipeline.storage import Place
 from pipeline.train import checkpoint
@@ -287,3 +291,32 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"cannot write to {tmp_path}/{name_of(2)}: the disk is full." in done.stdout
     assert done.stdout.endswith(f"[1] None ['{name_of(1)}']\n")
+
+
+class OneOfTwo:
+    """Rank 0 of two, whose neighbour cannot read some of the checkpoints."""
+
+    rank, world = 0, 2
+
+    def from_rank_zero(self, value: Any) -> Any:
+        return value
+
+
+def test_a_checkpoint_that_only_another_worker_cannot_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, told = Store(Place.of(tmp_path), 3), list[dict[str, Any]]()
+    for step in (1, 2, 3):
+        store.write(step, 0.5, fill)
+    blind = [1.0, 0.0]
+    monkeypatch.setattr(worker, "_summed", lambda value, world: value + (blind.pop(0) if blind else 1.0))
+    monkeypatch.setattr(worker.checkpoint, "load_state", lambda *given: {"from": given[2].name})
+    teller: Any = SimpleNamespace(tell=told.append)
+    seat: Any = OneOfTwo()
+    given: Any = (None, None, None, teller, seat, torch.device("cpu"))
+    assert worker._resume(store, *given) == {"from": name_of(2)}
+    assert store.steps() == [3, 2, 1]
+    assert told[0]["why"] == "another worker could not read it"
+    with pytest.raises(WorkFailed, match="can be read by one worker and not by another"):
+        worker._resume(store, *given)  # rather than begin anew
+    assert store.steps() == [3, 2, 1]

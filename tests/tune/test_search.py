@@ -86,7 +86,7 @@ def test_a_search_to_its_end_and_further(
     assert card["metrics"]["validation"]["macro_f1"] == pytest.approx(done[facts["best"] - 1]["best"])
     assert checkpoint.find(str(folder / "best"))
     assert not (folder / "trials").exists()
-    page = (folder / "report" / "index.html").read_text()
+    page = (folder / "report" / "search.html").read_text()
     assert "Parallel coordinates" in page
     assert "http://" not in re.sub(r"data:[^\"]+", "", page)
 
