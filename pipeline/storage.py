@@ -248,15 +248,17 @@ def expand(pattern: str) -> list[str]:
 def _below(folder: str) -> Iterator[str]:
     """The files in a folder and its sub-folders, those that are links too, each folder once; not hidden ones, nor what
     Spark, Delta and ``predict`` write beside their data."""
+    root = os.path.realpath(folder)
     seen: set[str] = set()
     for path, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
-        if real in seen:
+        if real in seen or root.startswith(f"{real}/"):  # a link to what it lies in is no way in
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _BESIDE.match(name))
-        yield from (os.path.join(path, name) for name in files if not _BESIDE.match(name))
+        inside = (os.path.join(path, name) for name in files if not _BESIDE.match(name))
+        yield from filter(os.path.isfile, inside)  # a link may lead nowhere
 
 
 def _expand_remote(place: Place) -> list[str]:

@@ -7,7 +7,7 @@ the highest generation that they know of.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
 from pipeline.storage import Place, identity
@@ -25,13 +25,13 @@ class Release:
         checkpoint: folder or URI.
         version: of its weights, as the engine that is loaded from it says; with ``TAGGED`` before it, as the store says
             that they lie in; empty: whatever is there.
-        kept: a copy of it as it was, which replicas load; empty: there is none. Two copies of the same weights, one of
-            which was evaluated again, are the same release.
+        kept: a copy of it as it was, which replicas load; empty: there is none. A checkpoint that was evaluated again
+            is another copy, and so another release, of the same model.
     """
 
     checkpoint: str
     version: str = ""
-    kept: str = field(default="", compare=False)
+    kept: str = ""
 
     @property
     def place(self) -> str:
@@ -39,7 +39,12 @@ class Release:
         return self.kept or self.checkpoint
 
     def __str__(self) -> str:
-        return f"{self.checkpoint} ({self.version})" if self.version else self.checkpoint
+        known = self.version and not self.version.startswith(TAGGED)
+        return f"{self.checkpoint} ({self.version})" if known else self.checkpoint
+
+    def same(self, other: Release | None) -> bool:
+        """Whether the other one has the same weights."""
+        return other is not None and (self.checkpoint, self.version) == (other.checkpoint, other.version)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class Lineup:
             raise UserError(f"{release} serves already")
 
     def _nothing_else_on_trial(self, release: Release) -> None:
-        if self.candidate not in (None, release):
+        if self.candidate is not None and not release.same(self.candidate):
             raise UserError(f"{self.candidate} is on trial: --promote it, or end that with --rollback, first")
 
 

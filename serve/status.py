@@ -7,7 +7,7 @@ from functools import reduce
 
 from pipeline import console
 from serve.desk import Report, State
-from serve.releases import Lineup, Release
+from serve.releases import TAGGED, Lineup, Release
 from serve.tally import Tally
 
 LABELS = 20
@@ -45,7 +45,12 @@ def rows(
     versions = {release: version for r in reports for release, version in r.versions.items()}
     table = {
         "checkpoint": [release.checkpoint for release in known.values()],
-        "version": [versions.get(release, release.version or "not loaded") for release in known.values()],
+        "version": [
+            versions.get(
+                release, "not loaded" if release.version.startswith(TAGGED) else release.version or "not loaded"
+            )
+            for release in known.values()
+        ],
         "requests": [shares[part] for part in known],
         "asked": [f"{t.requests:,}" for t in tallies.values()],
         "failed": [f"{t.failed:,}" for t in tallies.values()],

@@ -27,7 +27,7 @@ class Endpoint:
 
     Attributes:
         checkpoint: the folder of its stable model.
-        version: of that model's weights; empty where they lie in a remote store.
+        version: of that model's weights, as of ``Release``.
         on_trial: the checkpoint beside it, if there is one.
         feedback: the folder that it writes feedback to, if any.
     """
@@ -134,7 +134,7 @@ def rival(endpoint: Endpoint | None, base: Run, config: Config) -> Run:
         found = Run.open(endpoint.checkpoint)
     if endpoint is not None and endpoint.checkpoint == str(found.checkpoint) and not endpoint.serves(found.checkpoint):
         raise UserError(
-            f"{found.checkpoint} was trained again since the endpoint took it (it serves {endpoint.version}), so what "
+            f"{found.checkpoint} was trained again since the endpoint took it , so what "
             f"serves cannot be compared: first have it serve what is there, 'broadsheet serve --update {found.place}'"
         )
     return found

@@ -136,6 +136,8 @@ def test_folders_are_walked_through_links_once_and_past_what_lies_beside_data(tm
         (news / name).touch()
     (news / "sport").symlink_to(tmp_path / "store/sport")
     (news / "tech/again").symlink_to(news)
+    (news / "tech/up").symlink_to(tmp_path)
+    (news / "tech/gone.txt").symlink_to(tmp_path / "pruned")
     assert [os.path.relpath(p, news) for p in expand(str(news))] == ["_mine.txt", "sport/a.txt", "tech/b.txt"]
 
 

@@ -37,12 +37,16 @@ def label_name(raw: str | None, config: DataConfig) -> tuple[str | None, str | N
         return None, reject.MISSING_LABEL
     if _BREAKS.search(value):
         value = " ".join(value.split())  # line ends and tabs inside: no table nor page could show them
+    if value in config.labels:
+        return value, None
     if value.endswith("0") and _WHOLE.fullmatch(value):  # a column of integers with a gap, as pandas writes it
         value = value.partition(".")[0]
     if not config.labels:
         return value, None
-    if value in config.labels:
-        return value, None
+    if _WHOLE.fullmatch(f"{value}.0"):  # '2' may be the '2.0' among names of numbers
+        for name in config.labels:
+            if _WHOLE.fullmatch(name) and int(name.partition(".")[0]) == int(value):
+                return name, None
     try:
         at = int(value) - config.labels_start
     except ValueError:

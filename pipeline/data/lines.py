@@ -5,6 +5,7 @@ What a row costs and what it is called does not depend on where the blocks end.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -167,7 +168,7 @@ def _parse(block: Lines, delimiter: str, quoting: Literal[0, 3], width: int | No
         for fields in parser:
             end = parser.line_num
             lines, chars = end - begin, sum(map(len, block.texts[begin:end])) if end - begin > 1 else 0
-            if lines > 1 and _too_large(lines, chars, len(fields) == _width(width, out)):
+            if lines > MAX_RECORD_LINES or chars > MAX_LINE_CHARS:
                 return _parse_broken(block, begin, out, delimiter, quoting, width, last)
             _keep(out, block, begin, end, fields)
             begin = end
@@ -192,14 +193,19 @@ def _parse_broken(
     ends: list[tuple[int, str | None]] = [(lines, _OPEN)] * (lines + 1)  # where it ends and what is wrong there
     chars = [0] * (lines + 1)
     fields_there = [0] * (lines + 1)  # of such a record, from there on
+    rows_there = [0] * (lines + 1)  # lines from there on that are a record by themselves
+    wide = _width(width, out)
     for i in range(lines - 1, at - 1, -1):
         chars[i] = chars[i + 1] + len(texts[i])
+        with contextlib.suppress(csv.Error):
+            rows_there[i] = len(parse([texts[i]])) == wide
+        rows_there[i] += rows_there[i + 1]
         try:
             fields_there[i] = len(parse(['"' + texts[i]]))
             ends[i] = (i + 1, None)
         except csv.Error as e:
             ends[i] = ends[i + 1] if _OPEN in str(e) else (i + 1, str(e))
-            fields_there[i] = fields_there[i + 1]
+            fields_there[i] = len(parse(['"' + texts[i]], strict=False)) - 1 + fields_there[i + 1]
     while at < lines:
         fields: list[str] = []
         end, wrong = at + 1, None
@@ -209,9 +215,9 @@ def _parse_broken(
             wrong = str(e)
             if _OPEN in wrong:
                 end, wrong = ends[at + 1]
-                closed = wrong is None and end - at > MAX_RECORD_LINES
-                whole = not closed or len(parse([texts[at]], strict=False)) - 1 + fields_there[at + 1] == _width(
-                    width, out
+                whole = wrong is not None or (
+                    len(parse([texts[at]], strict=False)) - 1 + fields_there[at + 1] == (wide or _width(width, out))
+                    and 2 * (rows_there[at + 1] - rows_there[end]) < end - at
                 )
                 long = _too_large(end - at, chars[at] - chars[end], whole)
                 if wrong and _OPEN in wrong and not long and not last:
@@ -244,5 +250,6 @@ def _width(known: int | None, records: Records) -> int | None:
 
 
 def _too_large(lines: int, chars: int, whole: bool) -> bool:
-    """Whether a record is more than one that is meant to be one; ``whole``: it has as many fields as the first."""
+    """Whether a record is more than one that is meant to be one; ``whole``: it has as many fields as the first one, and
+    most of its lines would not be records by themselves."""
     return chars > MAX_LINE_CHARS or (lines > MAX_RECORD_LINES and (chars > LONG_RECORD_CHARS or not whole))

@@ -126,7 +126,8 @@ class Store:
             if reason is None:
                 raise
             raise WorkFailed(reason) from e
-        scores = self.scores()
+        # One behind this step could not be read when training resumed, and is perhaps whole: it waits to be passed.
+        scores = {known: score for known, score in self.scores().items() if known <= step}
         for old in scores.keys() - kept(scores, self._keep):
             self.remove(old)
 

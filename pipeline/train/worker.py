@@ -208,8 +208,8 @@ def _resume(
             unread = unread or name_of(step)
             teller.tell({"kind": "damaged", "checkpoint": name_of(step), "why": "another worker could not read it"})
     unread = seat.from_rank_zero(unread)
-    if unread:  # rather than begin anew: nothing is wrong with it
-        raise WorkFailed(
+    if unread:  # rather than begin anew: nothing is wrong with it, and the next try may find it
+        raise RuntimeError(
             f"{unread} can be read by one worker and not by another: is {store.place} on storage that all nodes see?"
         )
     return {"step": 0, "seconds": 0.0, "stalled": 0.0, "running": [0.0, 0], "history": [], "loss_curve": []}

@@ -55,10 +55,14 @@ def test_a_quote_is_given_up_after_so_many_lines(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_long_record_that_is_closed_and_has_the_fields_of_the_first_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    letter = "Dear Sir\n" + "one, two\n" * 3 * MAX_RECORD_LINES
+    letter = "Dear Sir\n" + "one, two\nthree\nfour\n" * MAX_RECORD_LINES
     text = f'text,label\n"{letter}",a\n'
     assert records(text) == [(1, ["text", "label"], None), (2, [letter, "a"], None)]
     assert records(text + "b,c\n")[-1] == (letter.count("\n") + 3, ["b", "c"], None)
+    titled = f'label,title,text\n0,"a"x,b\na,"{letter}","{letter}"\n'  # a field ends and another one begins on a line
+    assert [fields for _, fields, _ in records(titled)] == [["label", "title", "text"], None, ["a", letter, letter]]
+    swallowed = "label,text\n1,Unclosed\n" + '1,"headline\n' + "1,one\n" * 2 * MAX_RECORD_LINES + '2,it measures 15"\n'
+    assert len(records(swallowed)) == 4 + 2 * MAX_RECORD_LINES
     stray = f'text,label\n"{letter}"\nb,c\n'  # nothing says which of the two quotation marks belongs there
     assert records(stray)[1][2] == NEVER_CLOSED
     monkeypatch.setattr(module, "LONG_RECORD_CHARS", 1_000)
@@ -110,6 +114,14 @@ def test_well_formed_rows_survive(rows: list[list[str]]) -> None:
     assert [fields for _, fields, _ in records(text)] == rows
 
 
+def alone(line: str, width: int) -> bool:
+    """Whether a line is a record by itself."""
+    try:
+        return len(next(csv.reader([line], strict=True))) == width
+    except csv.Error:
+        return False
+
+
 def one_by_one(text: str, most: int) -> list[Record]:
     """What records are, without regard to time: each begins where the one before ended, and is as short as can be."""
     lines = io.StringIO(text, newline="").readlines()
@@ -122,7 +134,9 @@ def one_by_one(text: str, most: int) -> list[Record]:
         except csv.Error as e:
             fields, wrong = [], str(e)
         width = next((len(row) for _, row, _ in got if row), None)
-        many = parser.line_num > most and not wrong and len(fields) != width
+        many = parser.line_num > most and not wrong
+        if many and len(fields) == width:
+            many = 2 * sum(alone(line, width) for line in lines[at + 1 : at + parser.line_num]) >= parser.line_num
         if many or (wrong and "unexpected end of data" in wrong):
             wrong = NEVER_CLOSED
         if wrong or fields:

@@ -81,6 +81,12 @@ def test_without_names_a_label_is_what_was_read() -> None:
     assert first_pass.label_name("7.50", data()) == ("7.50", None)
 
 
+def test_names_that_are_numbers_are_found_however_they_are_written() -> None:
+    stars = data(labels=["0.5", "1.0", "1.5", "2.0"])
+    for raw, name in {"0.5": "0.5", "1.0": "1.0", "1": "1.0", "2": "2.0", "2.00": "2.0"}.items():
+        assert first_pass.label_name(raw, stars) == (name, None)
+
+
 @pytest.mark.parametrize("labels", [["1", "2", "3"], ["World", "0"]])
 def test_names_that_are_the_integers_of_others_are_refused(labels: list[str]) -> None:
     with pytest.raises(UserError, match="is the integer of another class"):

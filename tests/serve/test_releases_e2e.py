@@ -218,7 +218,7 @@ def test_replicas_refuse_what_the_command_did_not_see_and_the_old_lineup_comes_b
     damaged = tmp_path / "damaged"
     shutil.copytree(old[0], damaged)
     (damaged / "model.safetensors").write_bytes(b"no weights")
-    monkeypatch.setattr(release_stage, "_tried", lambda *_: None)
+    monkeypatch.setattr(release_stage, "_try", lambda *_: None)
     was = state().lineup
     with Load(url) as load:
         with pytest.raises(WorkFailed, match=r"a replica refused: .*damaged"):
