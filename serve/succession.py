@@ -18,7 +18,7 @@ from pipeline.retrain import stage
 from pipeline.retrain.base import Run
 from pipeline.storage import Place
 from serve import endpoints, release_stage
-from serve.releases import version_of
+from serve.releases import TAGGED, version_of
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,10 @@ def rival(endpoint: Endpoint | None, base: Run, config: Config) -> Run:
     else:
         found = Run.open(endpoint.checkpoint)
     if endpoint is not None and endpoint.checkpoint == str(found.checkpoint) and not endpoint.serves(found.checkpoint):
+        serves = "" if endpoint.version.startswith(TAGGED) else f" (it serves {endpoint.version})"
         raise UserError(
-            f"{found.checkpoint} was trained again since the endpoint took it , so what "
-            f"serves cannot be compared: first have it serve what is there, 'broadsheet serve --update {found.place}'"
+            f"{found.checkpoint} was trained again since the endpoint took it{serves}, so what serves cannot be "
+            f"compared: first have it serve what is there, 'broadsheet serve --update {found.place}'"
         )
     return found
 
