@@ -11,6 +11,8 @@ import logging
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from ray.exceptions import RayError
+
 from serve.releases import Lineup, Release
 
 NAMESPACE = "broadsheet"
@@ -43,7 +45,7 @@ class ClusterMemory:
             if not kept:
                 return None
             wanted, proven = (from_json(lineup) for lineup in json.loads(kept))
-        except Exception as e:  # of Ray's; an actor that fails as it starts is never started again
+        except (RayError, ValueError, KeyError, TypeError) as e:  # an actor that fails as it starts never starts again
             log.warning("the lineup of before is not known: %s", e)
             return None
         return wanted, proven
@@ -55,14 +57,14 @@ class ClusterMemory:
         content = json.dumps([asdict(wanted), asdict(proven)])
         try:
             internal_kv._internal_kv_put(self._name, content.encode(), overwrite=True, namespace=NAMESPACE)
-        except Exception as e:  # of whatever Ray raises while its head is away
+        except RayError as e:  # its head is away
             log.warning("the lineup is not kept: %s", e)
 
     def forget(self) -> None:
         """Keep nothing any more."""
         from ray.experimental import internal_kv
 
-        with contextlib.suppress(Exception):  # it goes with the cluster at the latest
+        with contextlib.suppress(RayError):  # it goes with the cluster at the latest
             internal_kv._internal_kv_del(self._name, namespace=NAMESPACE)
 
 
