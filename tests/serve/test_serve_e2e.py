@@ -112,7 +112,8 @@ def test_explain_feedback_v2_metrics_and_page(url: str, settings: Config) -> Non
 
 def test_each_replica_is_on_its_nodes_port_of_metrics(url: str) -> None:
     """Fails loudly where a new Ray no longer exports them, or not under these names."""
-    version = httpx.get(f"{url}/ready").json()["model_version"]  # replicas of earlier tests stay on the port for a while
+    # Replicas of earlier tests stay on the port for a while.
+    version = httpx.get(f"{url}/ready").json()["model_version"]
     client.classify(url, "Oil prices")
     (node,) = ray.nodes()
     port = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
