@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import console
-from pipeline.errors import UserError, WorkFailed
+from pipeline.errors import UserError, WorkFailed, first_line, of_system
+from pipeline.job_commands import JOBS, logs, status, stop
 from serve.key_commands import keys
 
 if TYPE_CHECKING:
@@ -30,11 +32,14 @@ def _options(*options: F) -> Callable[[F], F]:
     return decorate
 
 
-COMMON = _options(
+CONFIGURED = _options(
     click.option("--config", "config_file", metavar="FILE", help="YAML configuration (see 'broadsheet config')."),
     click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one key; may be repeated."),
     click.option("--name", metavar="NAME", help="Name of the run; everything goes under <storage>/<name>/."),
     click.option("--storage", metavar="PATH", help="Where runs live: a folder or s3://... [runs]"),
+)
+COMMON = _options(
+    CONFIGURED,
     click.option("--address", metavar="HOST:PORT", help="Ray cluster; RAY_ADDRESS works too. [a local Ray]"),
 )
 DATA = _options(
@@ -88,6 +93,8 @@ def _load(options: dict[str, Any], where: str | None = None) -> Config:
     from pipeline import config
 
     flags = {key: options.pop(flag) for flag, key in FLAGS.items() if flag in options}
+    if flags.get("data.dataset") and flags.get("data.train"):
+        raise UserError("--dataset names data of ours and --data yours: leave one of the two away")
     found = config.load(options.pop("config_file"), options.pop("sets"), flags)
     console.about(where or found.name)
     return found
@@ -213,6 +220,8 @@ def evaluate(
     from pipeline import stages
 
     if compare:
+        if unfit := next((f for f, v in (("RUN", where), ("--prepared", prepared), ("--address", address)) if v), None):
+            raise UserError(f"{unfit} does not go with --compare, which reads what two evaluations have left")
         stages.compare(config, compare, out)
     else:
         stages.evaluate(config, where, prepared, out, address)
@@ -236,10 +245,9 @@ def predict(files: tuple[str, ...], checkpoint: str | None, out: str, **options:
 
 @cli.command()
 @click.argument("where", required=False, metavar="[RUN]")
-@COMMON
+@CONFIGURED
 def export(where: str | None, **options: Any) -> None:
     """Measure which engine serves a checkpoint fastest on this machine; 'serve' does it, too, at its first start."""
-    options.pop("address")
     config = _load(options, where)
     from serve import stage
 
@@ -281,13 +289,6 @@ def doctor(**options: Any) -> None:
         sys.exit(1)
 
 
-JOBS = click.option(
-    "--address",
-    metavar="URL",
-    help="The head's dashboard, or HOST:6379 on the head. [RAY_ADDRESS, else port 8265 here]",
-)
-
-
 @cli.command(context_settings={"allow_interspersed_args": False})
 @JOBS
 @click.option("--working-dir", metavar="FOLDER", help="Send this folder along; the command runs in a copy of it.")
@@ -311,37 +312,6 @@ def submit(address: str | None, no_follow: bool, command: tuple[str, ...], **opt
     sys.exit(jobs.submit(jobs.connect(address), wanted, not no_follow))
 
 
-@cli.command()
-@JOBS
-@click.argument("run", required=False, metavar="[RUN]")
-def status(address: str | None, run: str | None) -> None:
-    """List the jobs of a cluster, or show one (RUN: its run or its id)."""
-    from pipeline import jobs
-
-    jobs.status(jobs.connect(address), run)
-
-
-@cli.command()
-@JOBS
-@click.option("--no-follow", is_flag=True, help="Only what it has said so far.")
-@click.argument("run", metavar="RUN")
-def logs(address: str | None, run: str, no_follow: bool) -> None:
-    """Show what a job says (RUN: its run or its id), and end with its exit code. Ctrl-C leaves the job alone."""
-    from pipeline import jobs
-
-    sys.exit(jobs.logs(jobs.connect(address), run, not no_follow))
-
-
-@cli.command()
-@JOBS
-@click.argument("run", metavar="RUN")
-def stop(address: str | None, run: str) -> None:
-    """End a job (RUN: its run or its id); what it has finished stays."""
-    from pipeline import jobs
-
-    jobs.stop(jobs.connect(address), run)
-
-
 @cli.command("config")
 @click.option("--config", "config_file", metavar="FILE", help="YAML configuration to resolve.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one key; may be repeated.")
@@ -352,7 +322,8 @@ def config_command(**options: Any) -> None:
     click.echo(config.explained(_load(options)), nl=False)
 
 
-cli.add_command(keys)
+for _command in (keys, status, logs, stop):
+    cli.add_command(_command)
 
 
 def main() -> None:
@@ -376,10 +347,22 @@ def main() -> None:
     except Exception as e:  # the last resort: a person still gets one sentence
         if os.environ.get("BROADSHEET_DEBUG"):
             raise
-        log = Path("broadsheet-error.log").absolute()
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        first = (str(e).strip().splitlines() or [""])[0][:300]
-        _fail(f"unexpected {type(e).__name__}: {first} (details in {log})", 1)
+        said = of_system(e)
+        if said is not None:
+            _fail(str(said), said.exit_code)
+        _fail(f"unexpected {type(e).__name__}: {first_line(e)[:300]} (details in {_logged()})", 1)
+
+
+def _logged() -> Path:
+    """Where the traceback of what is being handled was written: here, or where one may write."""
+    for folder in (Path(), Path(tempfile.gettempdir())):
+        try:
+            log = (folder / "broadsheet-error.log").absolute()
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            return log
+        except OSError:
+            continue
+    return Path(os.devnull)
 
 
 def _fail(sentence: str, code: int) -> None:

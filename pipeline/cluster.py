@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline import raylet
+from pipeline import auth_token, raylet
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed, first_line
 
@@ -64,8 +66,22 @@ class Resources:
 
 
 def local_cpus() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use: those it is held to, or as many as its container is given the time of."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _quota()))
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors' worth of time that the control group may take, rounded up; a large number where it may take all."""
+    try:
+        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()  # cgroup v2
+    except (OSError, ValueError):
+        try:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((root / "cpu" / name).read_text(encoding="ascii") for name in names)
+        except OSError:
+            return sys.maxsize
+    return -(-int(quota) // int(period)) if quota.strip().lstrip("-").isdigit() and int(quota) > 0 else sys.maxsize
 
 
 def connect(address: str | None = None, dashboard: bool = False) -> Resources:
@@ -95,6 +111,7 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
         if address != "local":
             check_reachable(address)
         if address == "local":
+            auth_token.keep_private()
             # Two Train runs and their helpers are eight processes, mostly idle: no reason for Ray to warn of a leak.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, local_cpus())))
             # Nobody tells of the end of this machine: that is a process less.
@@ -157,7 +174,7 @@ def check_reachable(address: str) -> None:
         return  # ray:// and 'auto' are Ray's to resolve
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
-    except (OSError, OverflowError) as e:
+    except (OSError, OverflowError, ValueError) as e:
         raise UserError(
             f"--address {address}: no Ray cluster listens there ({e}). Start one with 'ray start --head', "
             "or leave --address and RAY_ADDRESS away for a local one"

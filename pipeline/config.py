@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.data.config import DataConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.model.config import ModelConfig
 from pipeline.section import Section
 from pipeline.train.config import TrainConfig
@@ -124,7 +124,9 @@ class Config(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="Name of the run: <storage>/<name>/.",
     )
-    storage: str = Field("runs", description="Where runs and prepared data live: a folder or an s3:// or gs:// URI.")
+    storage: str = Field(
+        "runs", min_length=1, description="Where runs and prepared data live: a folder or an s3:// or gs:// URI."
+    )
     seed: int = Field(17, ge=0, lt=2**31, description="Seed of sampling, batch order, initial weights and dropout.")
     data: DataConfig = DataConfig()  # type: ignore[call-arg]
     model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
@@ -138,6 +140,12 @@ class Config(Section):
         if self.name == "prepared":
             raise ValueError("name: 'prepared' is where prepared data lives; choose another name")
         return self
+
+    @property
+    def search_name(self) -> str:
+        """The name of a search with this configuration: it is not the run 'default'."""
+        named = "name" in self.model_fields_set and self.name != "default"
+        return self.name if named else "search"
 
     def updated(self, changes: Mapping[str, Any]) -> Config:
         """A copy with dotted keys changed, validated again.
@@ -204,13 +212,19 @@ def load(
             raise UserError(f"--set {item}: write it as key=value, for example --set train.epochs=2")
         try:
             value = yaml.load(raw, Loader=_Loader)
-        except (yaml.YAMLError, ValueError) as e:
+        except (yaml.YAMLError, ValueError, RecursionError) as e:
             raise UserError(f"--set {key}: the value {raw!r} is not valid YAML") from e
         _place(tree, key.strip(), value)
     for key, value in (flags or {}).items():
         if value is not None and value != ():
             _place(tree, key, value)
     return _validated(tree)
+
+
+def changed(config: Config, sections: Sequence[str]) -> dict[str, Any]:
+    """The keys of some sections that are not at their defaults, with their values as JSON knows them."""
+    now, usual = (_flatten(c.model_dump(mode="json")) for c in (config, Config.model_validate({})))
+    return {k: v for k, v in now.items() if v != usual.get(k) and k.split(".")[0] in sections}
 
 
 def dump(config: Config) -> str:
@@ -238,7 +252,17 @@ def explained(config: Config) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads ``1e-4`` as a number, as people write it."""
+    """SafeLoader that also reads ``1e-4`` as a number, as people write it, and refuses a key that comes twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    again = f"the second time in line {key.start_mark.line + 1}"
+                    raise yaml.YAMLError(f"'{key.value}' stands there twice, {again}")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -266,8 +290,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"no such config file: {path}") from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"cannot read the config file {path}: {e}") from e
-    except (yaml.YAMLError, ValueError) as e:
-        raise UserError(f"{path} is not valid YAML: {str(e).splitlines()[0]}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not valid YAML: {first_line(e)}") from e
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -313,12 +337,15 @@ def _validated(tree: dict[str, Any]) -> Config:
                 node = node.get(name) if isinstance(node, dict) else None
             if isinstance(node, dict) and isinstance(node.get(leaf), str):
                 node[leaf] = tuple(part.strip() for part in node[leaf].split(",") if part.strip())
-    tree = {k: v for k, v in tree.items() if v is not None}
+    named = {key.split(".")[0] for key in all_keys() if "." in key}
+    tree = {k: v for k, v in tree.items() if v is not None or k not in named}
     try:
         return Config.model_validate(tree)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(p) for p in first["loc"] if not isinstance(p, int))
+        while where not in all_keys() and where.rpartition(".")[0] in all_keys():  # pydantic adds which kind it tried
+            where = where.rpartition(".")[0]
         message = first["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(first.get("input"), (dict, BaseModel)) else f", got {first.get('input')!r}"
         raise UserError(f"config key '{where}': {message}{shown}" if where else f"config: {message}") from e

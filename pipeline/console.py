@@ -39,8 +39,17 @@ _one_at_a_time = threading.Lock()
 
 def about(where: str) -> None:
     """Name the run that all is about from now on: its name, its folder, or that of its checkpoint."""
+    _about["run"] = run_of(where)
+
+
+def run_of(where: str) -> str:
+    """The name of a run, by that, its folder, or its checkpoint's; options of a URI do not count."""
+    if "://" in where:
+        from pipeline.object_store import split
+
+        where = split(where)[0]
     *above, last = where.rstrip("/").split("/")
-    _about["run"] = above[-1] if above and last in ("checkpoint", "best") else last
+    return above[-1] if above and last in ("checkpoint", "best") else last
 
 
 def run() -> str:

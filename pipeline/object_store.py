@@ -32,6 +32,7 @@ REMOTE_BUFFER = 4 << 20
 _OPTIONS = re.compile(r"\?(?:endpoint_override|region|scheme)=[^?]*$")
 _AWS_ERROR = re.compile(r"AWS Error (\w+)")
 _DENIED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID")
+_TROUBLE = ("SLOW_DOWN", "INTERNAL_FAILURE", "SERVICE_UNAVAILABLE", "THROTTLING", "REQUEST_TIMEOUT")  # the store's own
 _answered: set[tuple[str, str]] = set()  # endpoints and buckets that have answered this process
 
 
@@ -188,10 +189,13 @@ def _sentence(uri: str, store: tuple[str, str], error: Exception) -> UserError |
             f"{uri}: the store{where} refuses access ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or "
             "AWS_PROFILE on every node, and what they may do in this bucket"
         )
-    if store in _answered or (code and code != "NETWORK_CONNECTION"):
+    if store in _answered or code in _TROUBLE:
         return WorkFailed(
             f"{uri}: the store{where} stopped working ({text}). What is finished is kept: run the same command again"
         )
+    if code and code != "NETWORK_CONNECTION":
+        hint = "check the name, the region (?region=) and the credentials, which may have expired"
+        return UserError(f"{uri}: cannot use this storage{where} ({text}): {hint}")
     hint = " and AWS_ENDPOINT_URL" if uri.startswith("s3://") else ""
     return UserError(f"{uri}: cannot reach this storage{where} ({text}): check the name, the network{hint}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,10 @@ def run(config: Config, full: bool, address: str | None) -> Job:
 
 def learn(job: Job, address: str | None) -> None:
     """Train on what is prepared, and evaluate."""
+    from pipeline.evaluate import evaluate as evaluation
+
+    assert job.prepared is not None
+    evaluation.refuse_without_rows(job.prepared)  # before the training is paid for
     _train(job, address)
     _evaluate(job, address)
 
@@ -116,8 +121,18 @@ def evaluate(config: Config, where: str | None, prepared: str | None, out: str |
     found = checkpoint.find(run)
     card = checkpoint.read_card(found)
     data = Prepared.open(prepared or card["prepared"])
-    target = Place.of(out) if out else found.parent if found.name in ("checkpoint", "best") else found
-    with alone.refusing(target, *BUSY):
+    own = found.parent if found.name in ("checkpoint", "best") else found
+    ours = data.fingerprint == card.get("data_fingerprint")
+    if not ours and not out:
+        raise UserError(
+            f"{data.place} is not what {found} was trained on: name a folder for these figures with --out, or they "
+            "would take the place of the run's own"
+        )
+    target = Place.of(out) if out else own
+    with ExitStack() as held:
+        # Figures of its own data go to the checkpoint, too.
+        for folder in sorted({str(target), str(own)} if ours else {str(target)}):
+            held.enter_context(alone.refusing(Place.of(folder), *BUSY))
         _show_evaluation(found, data, target, address, {"evidence_rows": config.evaluate.evidence_rows})
     console.say("next", f"broadsheet serve {run}")
 
@@ -128,7 +143,13 @@ def compare(config: Config, runs: tuple[str, str], out: str | None) -> None:
     from pipeline.evaluate.predictions import Predictions
 
     a = Predictions.load(runs[0])
-    b = comparison.aligned(a, Predictions.load(runs[1]), runs)
+    other = Predictions.load(runs[1])
+    b = comparison.aligned(a, other, runs)
+    if a.data != other.data:
+        said = (
+            "their data was prepared differently: the rows have the same ids and labels, but perhaps not the same texts"
+        )
+        console.warn("compare", said)
     result = comparison.compare(a, b, config.seed)
     show_comparison(result, runs)
     console.say("compare", comparison.verdict(result, runs))
@@ -299,6 +320,10 @@ def flags(config: Config) -> str:
         words += ["--text", ",".join(data.text), "--label", data.label]
     elif data.dataset != "auto":
         words += ["--dataset", data.dataset]
+    said = ("model.name", "data.train", "data.validation", "data.test", "data.text", "data.label", "data.dataset")
+    for key, value in configuration.changed(config, ("seed", "data", "model", "train", "evaluate")).items():
+        if key not in said:
+            words += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
     return " " + " ".join(shlex.quote(w) for w in words) if words else ""
 
 

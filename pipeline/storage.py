@@ -10,10 +10,9 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from pipeline.object_store import REMOTE, REMOTE_BUFFER, Steady, in_words, is_re
 
 # Hidden, or what Spark, Delta, Hive and ``broadsheet predict`` write beside their data.
 _BESIDE = re.compile(r"\.|_(SUCCESS|plan\.json$|metadata$|common_metadata$|committed_|started_|temporary$|delta_log$)")
-COPY_BYTES = 16 << 20  # asked for at once when a whole folder is fetched
+
+GS_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Place:
             return cls(path.rstrip("/") + options)
         if "://" in text:
             raise UserError(f"{text}: only local paths and {', '.join(REMOTE)} are known places")
-        return cls(str(Path(text).expanduser().absolute()))
+        try:
+            return cls(str(Path(text).expanduser().absolute()))
+        except RuntimeError as e:
+            raise UserError(f"{text}: nobody is called that on this machine") from e
 
     def __truediv__(self, name: str) -> Place:
         path, options = split(self.uri)
@@ -97,7 +100,9 @@ class Place:
             if scheme == "s3":
                 aws = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
                 return s3(inside.split("/", 1)[0], options, aws), inside
-            return fs.FileSystem.from_uri(f"{scheme}://{quote(inside)}{options}")
+            # Google's client tries a request for 15 minutes, without a word, unless it is told otherwise.
+            wait = f"{'&' if options else '?'}retry_limit_seconds={GS_SECONDS}"
+            return fs.FileSystem.from_uri(f"{scheme}://{quote(inside)}{options}{wait}")
 
     def info(self) -> fs.FileInfo:
         """pyarrow's file information (type, size in bytes, mtime)."""
@@ -245,20 +250,27 @@ def expand(pattern: str) -> list[str]:
     return [str(Place.of(n)) for n in names]
 
 
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}): its rows would be missing") from error
+
+
 def _below(folder: str) -> Iterator[str]:
     """The files in a folder and its sub-folders, those that are links too, each folder once; not hidden ones, nor what
     Spark, Delta and ``predict`` write beside their data."""
     root = os.path.realpath(folder)
     seen: set[str] = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(path)
         if real in seen or root.startswith(f"{real}/"):  # a link to what it lies in is no way in
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _BESIDE.match(name))
-        inside = (os.path.join(path, name) for name in files if not _BESIDE.match(name))
-        yield from filter(os.path.isfile, inside)  # a link may lead nowhere
+        for file in (os.path.join(path, name) for name in files if not _BESIDE.match(name)):
+            if os.path.islink(file) and not os.path.exists(file):
+                raise UserError(f"{file} is a link that leads nowhere: its rows would be missing. Mend or remove it")
+            if os.path.isfile(file):
+                yield file
 
 
 def _expand_remote(place: Place) -> list[str]:
@@ -312,63 +324,3 @@ def identity(uri: str) -> str:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def local_folder(where: str | Path | Place) -> Iterator[Path]:
-    """The folder as a local path: itself if it is local, else a temporary copy removed afterwards."""
-    place = Place.of(where)
-    if place.is_local:
-        yield Path(place.uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
-        root, options = split(place.uri)
-        system, path = place.resolved()
-        with in_words(place.uri):
-            listing = system.get_file_info(fs.FileSelector(path, recursive=True))
-        for name in (i.path.removeprefix(f"{path}/") for i in listing if i.type == fs.FileType.File):
-            target = Path(temporary, name)
-            if not target.resolve().is_relative_to(Path(temporary).resolve()):
-                raise UserError(f"{root}/{name}: a name that leads out of its folder is not fetched")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with Place(f"{root}/{name}{options}").open_input() as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, COPY_BYTES)
-        yield Path(temporary)
-
-
-def put_folder(local: Path, where: Place, last: str | None = None) -> None:
-    """Copy a local folder to a place, replacing what is there. On local disks the swap is one rename.
-
-    Args:
-        local: the folder.
-        where: the place.
-        last: the file by which readers know that a folder is whole: on object stores, where there is no rename, it goes
-            first of what was there, and comes last.
-    """
-    if where.is_local:
-        target = Path(where.uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.parent / f".{target.name}.new"
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(local, staging)
-        old = target.parent / f".{target.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(staging, target)
-        shutil.rmtree(old, ignore_errors=True)
-        return
-    if last is not None:
-        (where / last).delete()
-    where.delete()
-    files = sorted(f.relative_to(local).as_posix() for f in local.rglob("*") if f.is_file())
-    for name in sorted(files, key=lambda f: f == last):
-        # Not with ``fs.copy_files``: where a store refuses the file in the end, that says so to nobody (pyarrow 26).
-        there = where / name
-        system, path = there.resolved()
-        with (
-            in_words(there.uri),
-            (local / name).open("rb") as source,
-            system.open_output_stream(path, compression=None) as sink,
-        ):
-            shutil.copyfileobj(source, sink, COPY_BYTES)

@@ -9,13 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import console
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.object_store import is_remote
+from pipeline.storage import Place
 
 VERBS = ("run", "prepare", "train", "tune", "evaluate", "predict", "serve", "doctor")
-WRITES = ("run", "prepare", "train", "tune")  # two of them on one run would get in each other's way
-MEANT = (*WRITES, "predict")  # by 'stop RUN', rather than a command that only looks at the run
+WRITES = ("run", "prepare", "train", "tune", "evaluate")  # two of them on one run would get in each other's way
+MEANT = (
+    "run",
+    "prepare",
+    "train",
+    "tune",
+    "predict",
+)  # by 'stop RUN', rather than a command that only looks at the run
+NAMES_A_RUN = ("where", "checkpoint", "show", "compare", "update", "promote", "rollback", "status", "stop")
 EXCLUDED = [".git", ".venv", "runs"]  # of the working directory, beside what .gitignore names
 
 
@@ -76,7 +85,8 @@ def plan(
             "leave --address away after the '--': a job knows its cluster. Before it, it names where to submit"
         )
     out = options.get("out")
-    storage = None if options.get("where") else config.storage  # a command that is given its run needs none
+    # A command that is given its run, or is about an endpoint that runs, needs none.
+    storage = None if any(options.get(key) for key in NAMES_A_RUN) else config.storage
     for flag, path, way_out, example in (
         ("--storage", storage, "--storage ", "runs"),
         ("--out", out, "--out ", "scored"),
@@ -92,7 +102,7 @@ def plan(
     elif not Path(working_dir).is_dir():
         raise UserError(f"--working-dir {working_dir}: no such folder")
     entrypoint = shlex.join(["python", "-m", "broadsheet", verb, *arguments])
-    return Submission(verb, _about(options, config), config.storage, entrypoint,
+    return Submission(verb, _about(verb, options, config), str(Place.of(config.storage)), entrypoint,
                       _runtime_env(working_dir, requirements, variables))  # fmt: skip
 
 
@@ -103,9 +113,10 @@ def _check_travels(options: Mapping[str, Any], config: Config) -> None:
         UserError: there is one.
     """
     named = [*config.data.train, *config.data.validation, *config.data.test, *(options.get("files") or ())]
-    named += [options.get(k) for k in ("config_file", "where", "checkpoint", "update", "prepared", "from_feedback")]
+    keys = ("config_file", "where", "checkpoint", "update", "prepared", "from_feedback", "show")
+    named += [*(options.get(key) for key in keys), *(options.get("compare") or ())]
     named += [config.data.corrections, config.serve.keys, config.serve.tls_cert, config.serve.tls_key]
-    named += [config.model.name] if Path(config.model.name).is_dir() else []
+    named += [config.model.name] if Path(config.model.name).is_dir() or config.model.name[0] in "./~" else []
     for path in named:
         if path and _is_relative(path):
             raise UserError(
@@ -118,9 +129,9 @@ def _is_relative(path: str) -> bool:
     return not is_remote(path) and not Path(path).expanduser().is_absolute()
 
 
-def _about(options: Mapping[str, Any], config: Config) -> str:
-    where = options.get("where") or options.get("checkpoint")
-    return str(where).rstrip("/").rsplit("/", 1)[-1] if where else config.name
+def _about(verb: str, options: Mapping[str, Any], config: Config) -> str:
+    where = options.get("where") or options.get("checkpoint") or options.get("show")
+    return console.run_of(str(where)) if where else config.search_name if verb == "tune" else config.name
 
 
 def _runtime_env(working_dir: str | None, requirements: str | None, variables: Iterable[str]) -> dict[str, Any]:

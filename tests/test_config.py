@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Config, all_keys, dump, explained, load
+from pipeline.config import Config, all_keys, changed, dump, explained, load
 from pipeline.errors import UserError
 
 
@@ -71,6 +71,12 @@ def test_bad_value_names_its_key(item: str) -> None:
         ("tune.space={train.warmup: {uniform: [0.5, 0.1]}}", "the first number must be below"),
         ("train.evaluate_at=[0, 1]", "shares lie above 0"),
         ("serve.min_replicas=9", "max_replicas is below"),
+        ("serve.rate_limit=on", "'serve.rate_limit': a number is wanted here, not yes or no"),
+        ("train.workers=yes", "'train.workers': a number is wanted"),
+        ("storage=", "config key 'storage'"),
+        ("seed=null", "config key 'seed'"),
+        ("train.class_weights={sport: high}", "config key 'train.class_weights'"),
+        ("data.text=" + "[" * 5_000, "not valid YAML"),
     ],
 )
 def test_bad_item_says_what_is_wrong(item: str, message: str) -> None:
@@ -91,6 +97,7 @@ def test_flags_beat_set_and_set_beats_the_file(tmp_path: Path) -> None:
         (b"train:\n  epoch: 1\n", "c.yaml: unknown config key 'train.epoch'"),
         (b"just words", "top level"),
         (b"a: [", "not valid YAML"),
+        (b"train:\n  epochs: 5\ntrain:\n  max_rows: 9\n", "'train' stands there twice, the second time in line 3"),
         (b"\xff\xfe\xfa", "cannot read"),
     ],
 )
@@ -151,3 +158,8 @@ def test_an_empty_section_is_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("train: {}\ndata:\n")
     assert load(file) == load()
+
+
+def test_the_keys_that_are_not_at_their_defaults() -> None:
+    config = load(sets=["data.min_chars=20", "train.epochs=3", "serve.port=8001", "seed=3"])
+    assert changed(config, ("seed", "data", "train")) == {"seed": 3, "data.min_chars": 20, "train.epochs": 3.0}

@@ -15,7 +15,8 @@ from pipeline import object_store, stages
 from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.predictions import Predictions
-from pipeline.storage import Place, put_folder
+from pipeline.folders import put_folder
+from pipeline.storage import Place
 from pipeline.train import checkpoint
 
 pytestmark = pytest.mark.slow

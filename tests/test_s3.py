@@ -15,7 +15,8 @@ from pipeline import object_store
 from pipeline.config import load
 from pipeline.data.read import find, read
 from pipeline.errors import UserError, WorkFailed
-from pipeline.storage import Place, expand, identity, local_folder, put_folder
+from pipeline.folders import local_folder, put_folder
+from pipeline.storage import Place, expand, identity
 
 
 @pytest.fixture

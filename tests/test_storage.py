@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.data.parsers import compression
 from pipeline.errors import UserError
+from pipeline.folders import local_folder, put_folder
 from pipeline.object_store import matches
-from pipeline.storage import Place, expand, identity, is_remote, local_folder, put_folder
+from pipeline.storage import Place, expand, identity, is_remote
 
 
 def test_place_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +140,6 @@ def test_folders_are_walked_through_links_once_and_past_what_lies_beside_data(tm
     (news / "sport").symlink_to(tmp_path / "store/sport")
     (news / "tech/again").symlink_to(news)
     (news / "tech/up").symlink_to(tmp_path)
-    (news / "tech/gone.txt").symlink_to(tmp_path / "pruned")
     assert [os.path.relpath(p, news) for p in expand(str(news))] == ["_mine.txt", "sport/a.txt", "tech/b.txt"]
 
 
@@ -149,3 +151,52 @@ def test_a_home_is_found_and_a_name_that_is_no_text_refused(tmp_path: Path, monk
         pass
     with pytest.raises(UserError, match=r"caf\\udce9.csv: the name is not UTF-8: rename the file"):
         expand("~/*.csv")
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "rows"
+    (folder / "b").mkdir(parents=True)
+    (folder / "1.csv").write_text("text,label\n")
+    (folder / "2.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(UserError, match=r"2\.csv is a link that leads nowhere: its rows would be missing"):
+        expand(str(folder))
+    (folder / "2.csv").unlink()
+    closed, scan = str(folder / "b"), os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root, who runs tests in containers, may read everything
+    with pytest.raises(UserError, match=r"/b cannot be read \(Permission denied\): its rows would be missing"):
+        expand(str(folder))
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    local, target = tmp_path / "local", tmp_path / "runs" / "checkpoint"
+    local.mkdir(mode=0o700)
+    (local / "weights").write_text("new")
+    old = target.parent / ".checkpoint.old"
+    old.mkdir(parents=True)
+    (old / "weights").write_text("old")
+    real = shutil.copytree
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "copytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            put_folder(local, Place.of(target))
+    assert (target / "weights").read_text() == "old"
+    assert shutil.copytree is real
+    put_folder(local, Place.of(target))
+    assert (target / "weights").read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o755
+    assert [p.name for p in target.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_home_of_nobody(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="~nobody-of-that-name/x: nobody is called that"):
+        Place.of("~nobody-of-that-name/x")

@@ -55,6 +55,9 @@ def test_what_travels(tmp_path: Path) -> None:
         ({"sets": ("serve.tls_cert=cert.pem", "serve.tls_key=/etc/key.pem")}, "'cert.pem' is relative"),
         ({"sets": ("serve.tls_cert=/etc/cert.pem", "serve.tls_key=key.pem")}, "'key.pem' is relative"),
         ({"sets": ("data.corrections=right.csv",)}, "'right.csv' is relative"),
+        ({"sets": ("model.name=./missing",)}, "'./missing' is relative"),
+        ({"options": {"compare": ("/mnt/runs/a", "runs/b")}}, "'runs/b' is relative"),
+        ({"options": {"show": "runs/search"}}, "'runs/search' is relative"),
         ({"address": "auto"}, "leave --address away"),
         ({"working_dir": "/nowhere"}, "--working-dir /nowhere: no such folder"),
         ({"requirements": "/nowhere.txt"}, "--requirements /nowhere.txt: No such file"),
@@ -86,10 +89,21 @@ def test_not_every_command_is_a_job() -> None:
 def test_a_command_that_is_given_its_run_needs_no_storage() -> None:
     wanted = made("serve", "/mnt/runs/best", sets=("storage=runs",), options={"where": "/mnt/runs/best"})
     assert wanted.entrypoint == "python -m broadsheet serve /mnt/runs/best"
+    for named in ({"status": True}, {"update": "/mnt/runs/two"}, {"stop": True}, {"checkpoint": "s3://b/runs/one"}):
+        assert made("serve", sets=("storage=runs",), options=named).verb == "serve"
 
 
 def test_a_job_is_called_after_what_it_serves() -> None:
-    assert made("serve", "/mnt/runs/best", options={"where": "/mnt/runs/best/"}).run == "best"
+    assert made("serve", "/mnt/runs/mine", options={"where": "/mnt/runs/mine/"}).run == "mine"
+    assert made("evaluate", options={"where": "s3://b/runs/mine/checkpoint"}).run == "mine"
+    assert made("serve", options={"where": "s3://b/runs/mine?endpoint_override=http://h:9000"}).run == "mine"
+
+
+def test_the_same_run_is_known_however_it_is_written() -> None:
+    one, other = (made("train", sets=("name=m", f"storage={s}")) for s in ("s3://b/runs", "s3://b/runs/"))
+    assert one.metadata == other.metadata
+    assert made("tune").run == made("tune", sets=("name=search",)).run == "search"
+    assert made("run").run == "default"
 
 
 def test_a_log_sent_twice_is_shown_once() -> None:

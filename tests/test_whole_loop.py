@@ -150,7 +150,7 @@ def test_evaluation_leaves_what_people_and_other_runs_need(
     assert figures["calibration"]["how"].startswith("not fitted: 36 validation rows")
     assert figures["cascade"]["reason"].startswith("36 validation rows, 500 are needed")
     assert set(figures["suspects"]) == {"test", "validation", "train"}
-    header = (done.run / "report" / "suspects.csv").read_text().splitlines()[0]
+    header = (done.run / "report" / "suspects.csv").read_text().removeprefix("\ufeff").splitlines()[0]
     assert header == "id,split,text,label,suggested,confidence"
     model_card = (done.checkpoint / "README.md").read_text()
     assert model_card.startswith("---\n")
@@ -247,12 +247,19 @@ def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Pre
     assert (where / "reference.json").read_bytes() == (done.checkpoint / "reference.json").read_bytes()
 
 
-def test_data_of_another_tokenizer_is_refused(done: stages.Job, config: Config, tmp_path: Path) -> None:
+def test_data_of_another_tokenizer_is_read_with_the_checkpoints_own(
+    done: stages.Job, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     smaller, _ = preparation.prepare(config.updated({"model.vocab_size": 100}), done.model, None)
     assert done.checkpoint is not None
-    with pytest.raises(UserError, match="tokenized with another tokenizer"):
-        evaluation.evaluate(done.checkpoint, smaller, Place.of(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"is not what .* was trained on: name a folder for these figures with --out"):
+        stages.evaluate(config, str(done.run), str(smaller.place), None, None)
+    found = evaluation.evaluate(done.checkpoint, smaller, Place.of(tmp_path / "out"))
+    own = json.loads((done.run / "metrics.json").read_text())
+    assert found.metrics["test"]["accuracy"] == own["test"]["accuracy"]  # the same texts
+    assert found.metrics["baseline"] is None
+    assert found.metrics["rows"]["trained_on"] is None
+    assert "training rows" in capsys.readouterr().err or found.metrics["evidence"] is None
 
 
 def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:

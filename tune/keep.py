@@ -15,7 +15,8 @@ from pipeline.evaluate.compare import aligned
 from pipeline.evaluate.predict import predict_split
 from pipeline.evaluate.predictions import FILE as PREDICTIONS
 from pipeline.evaluate.predictions import Predictions
-from pipeline.storage import Place, local_folder, put_folder
+from pipeline.folders import local_folder, put_folder
+from pipeline.storage import Place
 from pipeline.train import checkpoint, trainer
 from pipeline.train.store import Store, name_of
 from tune import conclude

@@ -10,7 +10,8 @@ from pipeline import alone, cluster, console, stages
 from pipeline.config import Config
 from pipeline.data import gates
 from pipeline.errors import UserError, WorkFailed
-from pipeline.storage import Place, local_folder
+from pipeline.folders import local_folder
+from pipeline.storage import Place
 from pipeline.train import trainer
 from tune import conclude, keep, report, room, space
 from tune.assets import Assets
@@ -28,8 +29,7 @@ _KINDS = {"asha": "ASHA", "optuna": "Optuna's TPE with ASHA", "pbt": "a populati
 
 def folder_of(config: Config) -> Place:
     """The folder of a search: a search is not the run 'default'."""
-    named = "name" in config.model_fields_set and config.name != "default"
-    return Place.of(config.storage) / (config.name if named else "search")
+    return Place.of(config.storage) / config.search_name
 
 
 def saved_config(storage: str | None, name: str | None) -> str:
@@ -247,7 +247,7 @@ def _finish(config: Config, plan: Plan, assets: Assets, folder: Place, address: 
     if chosen.arm != "default" and chosen.point != plan.default:
         pairs = (f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in chosen.point.items())
         sets = "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
-        flags = stages.flags(config.updated({"name": "winner"}))
+        flags = stages.flags(config.updated({"name": "winner", "train.max_rows": None}))
         console.say("next", f"train the winner on all rows: broadsheet train --full{flags}{sets}")
 
 

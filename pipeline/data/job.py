@@ -43,9 +43,10 @@ from pipeline.data.read import Source
 from pipeline.data.shards import read_parquet, shard_name, write_parquet
 from pipeline.data.split import HashSketch
 from pipeline.errors import UserError
+from pipeline.folders import local_folder, put_folder
 from pipeline.model import source as model_source
 from pipeline.model.source import ModelSource
-from pipeline.storage import Place, local_folder, put_folder
+from pipeline.storage import Place
 
 TOKENIZER_TEXTS = 200_000
 TOKENIZER_CHARS = 200_000_000

@@ -81,7 +81,7 @@ def find(patterns: Sequence[tuple[str, str]], config: DataConfig) -> list[Source
             new = {uri: (split, format_of(uri, config.format), ()) for uri in files}
         for uri in new:
             if uri in found:
-                raise UserError(f"{uri} is named twice among data.train, data.validation and data.test")
+                raise UserError(f"{uri} is named twice: it would be read twice")
         found |= new
     names = [Place.of(uri).name for uri in found]
     times = Counter(names)

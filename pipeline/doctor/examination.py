@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -16,10 +17,12 @@ from pipeline.data import prepare as preparation
 from pipeline.doctor import facts, fits, nodes
 from pipeline.doctor.facts import Counted, NodeFacts
 from pipeline.doctor.judge import GB, Finding, judge
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, WorkFailed, first_line
 from pipeline.model import source
 from pipeline.storage import Place
 from pipeline.train import checkpoint, trainer
+
+SERVE_S = 10.0
 
 
 def run(config: Config, address: str | None) -> bool:
@@ -49,14 +52,15 @@ def examine(config: Config, address: str | None) -> Iterator[Finding]:
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local, ends with the command"
     yield Finding("cluster", True, f"{have.line()} ({where})")
-    here_cpus = 0.0
+    here_has = 0.0, 0.0
     try:
         examined = nodes.examine(config)
-    except (OSError, UserError) as e:
+    except (OSError, UserError, WorkFailed) as e:
         advice = "choose a folder or bucket that you may write to with --storage"
         yield Finding("storage", False, f"here: {Place.of(config.storage)}: {first_line(e)}", advice)
     else:
-        here_cpus = sum(n.counted.cpus for n in examined.nodes if n.counted.address == examined.here)
+        own = [n.counted for n in examined.nodes if n.counted.address == examined.here]
+        here_has = sum(c.cpus for c in own), sum(c.gpus for c in own)
         for n in examined.nodes:
             yield Finding("node", True, _line(n, examined.here))
         for silent, reason in examined.silent.items():
@@ -66,10 +70,10 @@ def examine(config: Config, address: str | None) -> Iterator[Finding]:
         me = NodeFacts(Counted("", examined.here, 0, 0, 0, 0), "here", checkpoint.versions(), facts.code_digest())
         storage = str(Place.of(config.storage))
         yield from judge(examined.nodes, me, storage, examined.read_back, port, _serves())
-    yield from _run(config, have, here_cpus)
+    yield from _run(config, have, here_has)
 
 
-def _run(config: Config, have: cluster.Resources, here_cpus: float) -> Iterator[Finding]:
+def _run(config: Config, have: cluster.Resources, here_has: tuple[float, float]) -> Iterator[Finding]:
     """Whether data and model are there, and the run fits."""
     found: source.ModelSource
 
@@ -84,7 +88,7 @@ def _run(config: Config, have: cluster.Resources, here_cpus: float) -> Iterator[
     if model.good:
         count, averaged = fits.parameters(config, found.folder), trainer.ema_decay(config, found) > 0
         loopback = cluster.is_loopback(config.serve.host)
-        yield from fits.findings(config, have, here_cpus, loopback, count, averaged, _free(config))
+        yield from fits.findings(config, have, here_has, loopback, count, averaged, _free(config))
 
 
 def _line(n: NodeFacts, here: str) -> str:
@@ -100,15 +104,16 @@ def _attempt(subject: str, look: Callable[[], str]) -> Finding:
         return Finding(subject, False, "cannot be used", str(e))
 
 
-def _serves() -> bool:
-    """Whether Ray Serve runs on the cluster."""
+def _serves() -> int | None:
+    """The port on which Ray Serve listens on the cluster; None where it does not run."""
     import ray
 
     try:
-        ray.get_actor("SERVE_CONTROLLER_ACTOR", "serve")
-    except ValueError:
-        return False
-    return True
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", "serve")  # private: tests/test_command_line.py watches it
+        told: Any = ray.get(controller.get_http_config.remote(), timeout=SERVE_S)
+        return int(told.port)
+    except (ValueError, ray.exceptions.RayError):
+        return None
 
 
 def _free(config: Config) -> int | None:

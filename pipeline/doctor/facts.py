@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import disk_usage
 
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, WorkFailed, first_line
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 
@@ -167,7 +167,7 @@ def _storage(storage: str, who: str) -> tuple[bool, str | None]:
         mine = marker(storage, who)
         mine.write_text(who)
         return saw, None if mine.read_text() == who else "what was written reads back otherwise"
-    except (OSError, UserError) as e:
+    except (OSError, UserError, WorkFailed) as e:
         return False, first_line(e)
 
 

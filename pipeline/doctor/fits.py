@@ -16,14 +16,14 @@ CHECKPOINT_BYTES, TRAINING_BYTES = 12, 16
 AVERAGE_CHECKPOINT_BYTES, AVERAGE_BYTES = 8, 4  # more of these, where an average of the weights is kept
 
 
-def findings(config: Config, have: cluster.Resources, here_cpus: float, loopback: bool, parameters: int,
+def findings(config: Config, have: cluster.Resources, here: tuple[float, float], loopback: bool, parameters: int,
              averaged: bool, disk_free: int | None) -> Iterator[Finding]:  # fmt: skip
     """Training, serving, memory and disk.
 
     Args:
         config: of the run.
         have: the cluster.
-        here_cpus: what the node of the command hands out, where an endpoint on loopback keeps its replicas.
+        here: CPUs and GPUs that the node of the command hands out, where an endpoint on loopback keeps its replicas.
         loopback: whether the endpoint listens there.
         parameters: of the model.
         averaged: whether training keeps an average of its weights.
@@ -36,7 +36,7 @@ def findings(config: Config, have: cluster.Resources, here_cpus: float, loopback
             yield _memory(layout.workers, parameters, TRAINING_BYTES + AVERAGE_BYTES * averaged, have)
     except UserError as e:
         yield Finding("training", False, "does not fit", str(e))
-    yield _serving(config, have, here_cpus, loopback)
+    yield _serving(config, have, here, loopback)
     yield _disk(config, parameters, averaged, disk_free)
 
 
@@ -83,19 +83,22 @@ def _memory(workers: int, count: int, each: int, have: cluster.Resources) -> Fin
     return Finding("training", need <= total, f"{fact}of the {total:.1f} GB that Ray hands out", advice)
 
 
-def _serving(config: Config, have: cluster.Resources, here_cpus: float, loopback: bool) -> Finding:
+def _serving(config: Config, have: cluster.Resources, here: tuple[float, float], loopback: bool) -> Finding:
     s = config.serve
+    here_cpus, here_gpus = here
     size = f"{s.cpus_per_replica:g} CPU" + (f" and {s.gpus_per_replica:g} GPU" if s.gpus_per_replica else "")
     fact = f"{s.min_replicas} to {s.max_replicas} replicas of {size}"
     if loopback and have.nodes > 1:
         room = int(here_cpus / s.cpus_per_replica + 1e-9)
+        if s.gpus_per_replica:
+            room = min(room, int(here_gpus / s.gpus_per_replica + 1e-9))
         fact += f", all on this node, since the endpoint is on {s.host}: room for {room}"
         advice = "listen where other nodes can be reached: --host 0.0.0.0, with serve.keys or --insecure"
     else:
         room = have.room(s.cpus_per_replica, s.gpus_per_replica)
         fact += f", room for {room}"
         advice = "lower serve.min_replicas or serve.cpus_per_replica, or take more nodes"
-    return Finding("serving", room >= s.min_replicas, fact, advice)
+    return Finding("serving", room >= max(1, s.min_replicas), fact, advice)
 
 
 def _disk(config: Config, count: int, averaged: bool, free: int | None) -> Finding:

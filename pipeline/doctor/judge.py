@@ -25,7 +25,7 @@ class Finding:
 
 
 def judge(nodes: Sequence[NodeFacts], here: NodeFacts, storage: str, read_back: Sequence[str], port: str,
-          serving: bool) -> list[Finding]:  # fmt: skip
+          serving: int | None) -> list[Finding]:  # fmt: skip
     """Everything that can be said of the nodes, one line per subject, and one per node where something is wrong.
 
     Args:
@@ -34,7 +34,7 @@ def judge(nodes: Sequence[NodeFacts], here: NodeFacts, storage: str, read_back: 
         storage: where runs live.
         read_back: ids of the nodes whose marker the driver read on the storage.
         port: host and port of the endpoint.
-        serving: whether Ray Serve runs on the cluster, and so may hold the port.
+        serving: the port on which Ray Serve listens on the cluster; None where it does not run.
     """
     return [
         *_versions(nodes, here),
@@ -123,9 +123,12 @@ def _storage(nodes: Sequence[NodeFacts], storage: str, read_back: Sequence[str])
     return _all("storage", wrong, f"{storage}: written, and read by the others, on {_every(nodes)}")
 
 
-def _port(nodes: Sequence[NodeFacts], port: str, serving: bool) -> list[Finding]:
-    if serving:
-        return [Finding("port", True, f"{port}: Ray Serve runs on this cluster already (broadsheet serve --status)")]
+def _port(nodes: Sequence[NodeFacts], port: str, serving: int | None) -> list[Finding]:
+    if serving is not None:
+        same = port.endswith(f":{serving}")
+        fact = f"Ray Serve runs on this cluster already, on port {serving} (broadsheet serve --status)"
+        advice = f"one cluster serves on one port: --port {serving}, or end that one with 'broadsheet serve --stop'"
+        return [Finding("port", same, f"{port}: {fact}", "" if same else advice)]
     wrong = [
         Finding("port", False, f"{n.name}: {port}: {n.port_error}",
                 "there: end what holds it (ss -ltnp says what), or choose another with --set serve.port=")

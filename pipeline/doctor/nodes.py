@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.doctor import facts
 from pipeline.doctor.facts import Counted, NodeFacts
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, WorkFailed, first_line
 from pipeline.storage import Place
 
 ANSWER_S = 180.0  # to import the project on a cold disk, and to ask torch for GPUs
@@ -173,7 +173,7 @@ def _clock(asked: _Asked, node: str) -> tuple[float, float]:
 def _reads(folder: Place, who: str) -> bool:
     try:
         return facts.marker(str(folder), who).read_text() == who
-    except (OSError, UserError):
+    except (OSError, UserError, WorkFailed):
         return False
 
 

@@ -20,9 +20,9 @@ from pipeline.config import Config
 from pipeline.data import tokenize
 from pipeline.data.prepared import Head, Prepared, Tokens
 from pipeline.evaluate import metrics
+from pipeline.folders import local_folder
 from pipeline.model.linear import LinearForSequenceClassification
 from pipeline.model.source import LINEAR
-from pipeline.storage import local_folder
 from pipeline.train import batches, linear
 
 MAX_TRUNCATED = 0.02  # share of rows; fewer make no difference

@@ -13,7 +13,7 @@ of all draws of 2,000 rows; this one in 2% (``benchmarks/LOG.md``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.evaluate import calibration, golden, metrics
+from pipeline.evaluate import calibration, metrics
 
 if TYPE_CHECKING:  # see cascade_folder
     from pipeline.evaluate.baseline import Baseline
@@ -198,7 +198,9 @@ def measured(both: Both, temperature: float, threshold: float) -> Figures:
     )  # fmt: skip
 
 
-def judge(network: str, base: Baseline | None, validation: Both | None, test: Both | None) -> Record:
+def judge(
+    network: str, base: Baseline | None, validation: Both | None, test: Both | None, checked: Sequence[int]
+) -> Record:
     """Whether the linear model may answer first, and from which confidence on.
 
     Args:
@@ -206,6 +208,7 @@ def judge(network: str, base: Baseline | None, validation: Both | None, test: Bo
         base: the linear model; None: there is none.
         validation: rows that decide; None: there are none.
         test: rows that are looked at once, when all is decided.
+        checked: validation rows that are the first golden ones; the linear model's answers to them are kept.
     """
     if base is None:
         return Record(network=network, reason="there is no linear model beside this one")
@@ -228,7 +231,7 @@ def judge(network: str, base: Baseline | None, validation: Both | None, test: Bo
         threshold=best.threshold,
         validation=measured(validation, temperature, best.threshold),
         test=measured(test, temperature, best.threshold) if test is not None and len(test.labels) else None,
-        golden=tuple(tuple(row) for row in validation.linear[: golden.CHECKED].tolist()),
+        golden=tuple(tuple(row) for row in validation.linear[np.asarray(checked, np.int64)].tolist()),
     )
 
 

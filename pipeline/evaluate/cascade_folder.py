@@ -20,7 +20,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.cascade import Record
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.reference import Reference
-from pipeline.storage import Place, local_folder, put_folder
+from pipeline.folders import local_folder, put_folder
+from pipeline.storage import Place
 from pipeline.train import checkpoint
 
 if TYPE_CHECKING:  # it fits models, with all that this takes: a replica that serves one does without

@@ -15,8 +15,9 @@ import torch
 from pipeline.data import clean
 from pipeline.data.tokenize import TextTokenizer
 from pipeline.errors import UserError
+from pipeline.folders import local_folder
 from pipeline.model import build
-from pipeline.storage import identity, local_folder
+from pipeline.storage import identity
 from pipeline.train import batches, checkpoint
 from pipeline.train.loop import autocast, precision
 

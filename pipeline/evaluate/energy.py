@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.cluster import Resources
@@ -12,18 +13,24 @@ WATT_PER_CORE = 12.0
 WATT_PER_GPU = 300.0
 
 
-def estimate(seconds: float, have: Resources) -> dict[str, Any]:
+def estimate(
+    stages: Mapping[str, float], ran_on: Mapping[str, Mapping[str, int] | None], have: Resources
+) -> dict[str, Any]:
     """Watt-hours, as if every core and GPU of the cluster had been busy all the time: an upper estimate.
 
     Args:
-        seconds: of the whole run.
-        have: the cluster it ran on.
+        stages: seconds of each.
+        ran_on: ``cpus`` and ``gpus`` of the cluster that a stage ran on, where it is known.
+        have: the cluster of all others: the one that is there now.
     """
-    watt = have.cpus * WATT_PER_CORE + have.gpus * WATT_PER_GPU
+    now = {"cpus": have.cpus, "gpus": have.gpus}
+    on = {name: ran_on.get(name) or now for name in stages}
+    cpu_seconds = sum(seconds * on[name]["cpus"] for name, seconds in stages.items())
+    gpu_seconds = sum(seconds * on[name]["gpus"] for name, seconds in stages.items())
     return {
-        "watt_hours": round(seconds * watt / 3600, 3),
-        "cpu_seconds": round(seconds * have.cpus, 1),
-        "gpu_seconds": round(seconds * have.gpus, 1),
+        "watt_hours": round((cpu_seconds * WATT_PER_CORE + gpu_seconds * WATT_PER_GPU) / 3600, 3),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "gpu_seconds": round(gpu_seconds, 1),
         "watt_per_core": WATT_PER_CORE,
         "watt_per_gpu": WATT_PER_GPU,
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,12 +16,13 @@ import yaml
 from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data.prepared import Head, Prepared
+from pipeline.data.split import SMALLEST_SPLIT_CLASS
 from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate import (
     baseline,
     calibration,
     cascade,
-    cascade_folder,
+    companions,
     data_report,
     energy,
     evidence,
@@ -28,23 +30,21 @@ from pipeline.evaluate import (
     golden,
     intervals,
     metrics,
-    reference,
+    predictions,
     report,
     slices,
     suspects,
 )
 from pipeline.evaluate.classifier import Classifier
-from pipeline.evaluate.predict import predict_split
-from pipeline.evaluate.predictions import Predictions
+from pipeline.evaluate.scored import Scored, learnt, learnt_warning, score
 from pipeline.storage import Place
 from pipeline.train import checkpoint, model_card
 
-VERSION = 7  # raise it whenever the same checkpoint and data would give other files
+VERSION = 8  # raise it whenever the same checkpoint and data would give other files
 MISTAKES = 20
 SHOWN = 20  # suspects in the report; all of them are in the csv
 SUSPECTS = "suspects.csv"
 _IN_REPORT = ("test", "validation", "baseline", "cascade", "split", "intervals", "calibration", "slices", "energy")
-TOKENS_COMPARED = 64
 VALIDATION_ROWS = 2_000  # or a shard more: enough for one temperature, and it costs as much as so many test rows
 
 
@@ -78,15 +78,12 @@ def evaluate(
         extra: for the report: ``data_line``, ``stages``; and ``evidence_rows`` of the configuration.
 
     Raises:
-        UserError: the data has other labels than the checkpoint, or was tokenized with another tokenizer.
+        UserError: the data has other labels than the checkpoint, or no rows to score.
     """
     extra = extra or {}
     card = checkpoint.read_card(where)
     if card["labels"] != prepared.labels:
-        raise UserError(
-            f"{where} knows the labels {', '.join(card['labels'][:8])}; {prepared.place} has "
-            f"{', '.join(prepared.labels[:8])}: evaluate with the data it was trained on"
-        )
+        raise UserError(f"{_other_labels(where, card['labels'], prepared)}: evaluate with the data it was trained on")
     config = Config.model_validate(card["config"])
     evidence_rows = int(extra.get("evidence_rows", config.evaluate.evidence_rows))
     mark = {"training": card.get("training", {}).get("fingerprint"), "data": prepared.fingerprint}
@@ -97,27 +94,31 @@ def evaluate(
         out / "report" / SUSPECTS,
     )
     ours = card.get("data_fingerprint") == prepared.fingerprint
-    # What serving reads may have been deleted because it was damaged: then it is made again.
-    kept = (golden.FILE, reference.FILE, f"{cascade_folder.FOLDER}/{cascade_folder.FILE}")
-    beside = [where / name for name in kept] if ours and prepared.rows("validation") else []
-    if all(file.exists() for file in (metrics_file, report_file, *beside)):
+    # Whatever was deleted, because it was damaged for one, is made again.
+    made = [metrics_file, report_file, suspects_file, out / predictions.FILE]
+    made += companions.files(where, prepared) if ours else []
+    if all(file.exists() for file in made):
         known = json.loads(metrics_file.read_text())
-        if known.get("fingerprints") == mark and known["calibration"]["temperature"] == card["temperature"]:
+        same = known.get("fingerprints") == mark and known["calibration"]["temperature"] == card["temperature"]
+        if same and (known["evidence"] is None or (where / evidence.FILE).exists()):
             return Evaluated(known, metrics_file, report_file, suspects_file, True)
+    refuse_without_rows(prepared)
     split = "test" if prepared.rows("test") else "validation"
     if split != "test":
-        console.warn(
-            "evaluate",
-            "no test rows: the figures are those of the validation split, which chose the checkpoint",
-        )
+        role = "which chose the checkpoint and its temperature" if ours else "since there are no others"
+        console.warn("evaluate", f"no test rows: the figures are those of the validation split, {role}")
+    unsure = None
     if not ours:
-        _refuse_other_tokens(where, prepared, split)
+        found = learnt(card, prepared, split)
+        unsure = learnt_warning(found, prepared.rows(split), split)
+        if unsure:
+            console.warn("evaluate", unsure)
     began = time.monotonic()
     seed = int(card["config"]["seed"])
-    held_out = _scored(where, card, prepared, split, address)
+    held_out = score(where, card, prepared, split, address, not ours)
     validation = held_out if split == "validation" else None
     if validation is None and prepared.rows("validation"):
-        validation = _scored(where, card, Head.of(prepared, VALIDATION_ROWS), "validation", address)
+        validation = score(where, card, Head.of(prepared, VALIDATION_ROWS), "validation", address, not ours)
     temperature, how = float(card["temperature"]), "as the checkpoint says: these are not its own validation rows"
     if ours and validation is not None:
         temperature, how = calibration.chosen_temperature(validation.labels, validation.logits, temperature)
@@ -125,17 +126,18 @@ def evaluate(
         how = "not fitted: no validation rows"
     probabilities = calibration.probabilities_of(held_out.logits, temperature)
     test = metrics.summary(held_out.labels, probabilities, prepared.labels)
-    parts = slices.judge(probabilities.argmax(1) == held_out.labels, _parts(prepared, held_out))
+    parts = slices.judge(probabilities.argmax(1) == held_out.labels, _parts(prepared, held_out, ours))
     suspected, counted = _suspects(prepared, [s for s in (held_out, validation) if s], temperature, seed)
     classifier = Classifier.load(str(where))
     classifier.temperature = temperature
     wrong = mistakes(prepared, split, held_out.ids, held_out.labels, probabilities)
-    near = evidence.examine(classifier, where, prepared, wrong, evidence_rows if ours else 0)
+    near = evidence.examine(classifier, where, prepared, wrong, evidence_rows) if ours else None
     explained = explain.of_sample(classifier, prepared, split, held_out.ids, held_out.labels, probabilities)
     training = card.get("training", {})
     apart = ours and validation is not None and validation is not held_out
     try:
-        base = baseline.baseline(card, prepared, split, address, VALIDATION_ROWS if apart else 0)
+        # Fitted on other rows than the checkpoint was, it would tell nothing of what the checkpoint is worth.
+        base = baseline.baseline(card, prepared, split, address, VALIDATION_ROWS if apart else 0) if ours else None
     except WorkFailed as e:  # nobody asked for it: it must not cost the figures of the model that was
         console.warn("evaluate", f"no linear baseline: {e}")
         base = None
@@ -143,7 +145,10 @@ def evaluate(
     record, decisive = None, None
     if ours:
         tested, decisive = _both(base, held_out, validation, temperature)
-        record = cascade.judge(classifier.version, base, decisive, tested)
+        checked: list[int] = []
+        if validation is not None:
+            checked = companions.golden_rows(validation, seed)[: golden.CHECKED].tolist()
+        record = cascade.judge(classifier.version, base, decisive, tested, checked)
     figures = {
         "test": test,
         "validation": card["metrics"]["validation"],
@@ -156,19 +161,20 @@ def evaluate(
         "evidence": near,
         "dataset": card["config"]["data"]["dataset"],
         "split": split,
-        "rows": {**prepared.ledger["kept"], "trained_on": model_card.trained_rows(card, prepared)},
+        "rows": {**prepared.ledger["kept"], "trained_on": model_card.trained_rows(card, prepared) if ours else None},
         "training": {k: v for k, v in training.items() if k != "history"},
         "fingerprints": mark,
         "checkpoint": str(where),
     }
     known_stages = {"train": float(training["seconds"])} if "seconds" in training else {}
     stages = known_stages | extra.get("stages", {}) | {"evaluate": time.monotonic() - began}
-    figures["energy"] = energy.estimate(sum(stages.values()), cluster.connect(address))
+    figures["energy"] = energy.estimate(stages, {"train": training.get("cluster")}, cluster.connect(address))
     data_facts = data_report.facts(prepared, config.data)
-    weak = [w for w in (baseline.warning(linear, test["accuracy"]), slices.warning(parts)) if w]
+    weak = [w for w in (unsure, baseline.warning(linear, test["accuracy"]), slices.warning(parts)) if w]
+    about = model_card.data_name(card) if ours else f"{model_card.data_name(card)} on {prepared.place}"
     page = report.write_html(
         {
-            "title": f"{model_card.data_name(card)} · {card['config']['model']['name']}",
+            "title": f"{about} · {card['config']['model']['name']}",
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "version": card["versions"]["broadsheet"],
             **{k: figures[k] for k in _IN_REPORT},
@@ -186,69 +192,48 @@ def evaluate(
             "config": yaml.safe_dump(card["config"], sort_keys=False, allow_unicode=True),
             "environment": {**card["versions"], "seed": seed},
             "checkpoint": str(where),
-            "serve_command": f"broadsheet serve {out}",
+            "serve_command": f"broadsheet serve {shlex.quote(str(where))}",
         }
     )
-    Predictions(held_out.ids, held_out.labels, probabilities, prepared.labels, split).save(out)
+    said = predictions.Predictions(held_out.ids, held_out.labels, probabilities, prepared.labels, split)
+    replace(said, training=mark["training"], data=mark["data"]).save(out)
     suspects_file.write_text(suspects.to_csv(suspected))
     report_file.write_text(page)
     figures["seconds"] = stages
     if record is not None:  # other rows than its own say nothing of how it was made
-        _note(where, {**card, "temperature": temperature}, figures, prepared)
-        drift = None
-        if validation is not None:
-            texts = validation.data.table(validation.split, ["text"])["text"].slice(0, golden.ROWS).to_pylist()
-            known = validation.logits - validation.logits.max(-1, keepdims=True)
-            golden.Golden(texts, validation.labels, known.astype(np.float32)).save(where)
-            probabilities = calibration.probabilities_of(validation.logits, temperature)
-            _reference(classifier, validation, probabilities).save(where)
-            if decisive is not None and record.threshold is not None:
-                together, _ = decisive.together(record.temperature, record.threshold)
-                drift = _reference(classifier, validation, together)
-        cascade_folder.save(where, record, base, card, drift)
+        companions.leave(classifier, where, prepared, figures, validation, (record, base, decisive), seed)
     metrics_file.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
     return Evaluated(figures, metrics_file, report_file, suspects_file, False)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Rows of a split with the checkpoint's logits at temperature 1, [rows, classes]."""
-
-    split: str
-    data: Prepared
-    ids: list[str]
-    labels: np.ndarray
-    logits: np.ndarray
-
-
-def _refuse_other_tokens(where: Place, prepared: Prepared, split: str) -> None:
-    """Prepared data holds token ids: those of another tokenizer mean other words, and the figures nothing.
+def refuse_without_rows(prepared: Prepared) -> None:
+    """Figures need rows that were held out.
 
     Raises:
-        UserError: some rows have other ids than the checkpoint gives their texts (where it cuts them does not count).
+        UserError: there are none.
     """
-    few = Head.of(prepared, TOKENS_COMPARED)
-    rows = few.table(split, ["text", "input_ids"]).slice(0, TOKENS_COMPARED)
-    ours = Classifier.load(str(where)).encode(rows["text"].to_pylist()).ids
-    for text, theirs, ids in zip(rows["text"].to_pylist(), rows["input_ids"].to_pylist(), ours, strict=True):
-        shared = min(len(theirs), len(ids)) - 1  # a text that is cut ends with a token of its own
-        if list(theirs[:shared]) != [int(i) for i in ids[:shared]]:
-            raise UserError(
-                f"{prepared.place} was tokenized with another tokenizer than that of {where} (so “{text[:40]}”): the "
-                "figures would mean nothing. 'broadsheet predict' classifies files with the checkpoint's own"
-            )
+    if not prepared.rows("test") and not prepared.rows("validation"):
+        raise UserError(
+            f"{prepared.place} has no rows to evaluate on: of a class with under {SMALLEST_SPLIT_CLASS} different "
+            "texts none are held out. Add rows, or name files of your own with --validation and --test"
+        )
 
 
-def _scored(where: Place, card: dict[str, Any], prepared: Prepared, split: str, address: str | None) -> _Scored:
-    ids, labels, probabilities = predict_split(prepared, split, where, address)
-    return _Scored(split, prepared, ids, labels, calibration.logits_of(probabilities, float(card["temperature"])))
+def _other_labels(where: Place, ours: list[str], prepared: Prepared) -> str:
+    theirs = prepared.labels
+    if len(ours) != len(theirs):
+        counts = f"{len(ours):,} labels, {prepared.place} has {len(theirs):,}"
+        odd = sorted(set(ours) ^ set(theirs))
+        return f"{where} knows {counts}" + (f" ('{odd[0]}' is not among both)" if odd else "")
+    i = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+    return f"label {i} of {where} is '{ours[i]}', that of {prepared.place} is '{theirs[i]}'"
 
 
-def _parts(prepared: Prepared, scored: _Scored) -> dict[str, dict[str, np.ndarray]]:
+def _parts(prepared: Prepared, scored: Scored, ours: bool) -> dict[str, dict[str, np.ndarray]]:
     """The slices of the rows that were scored."""
     lengths = pc.list_value_length(prepared.table(scored.split, ["input_ids"])["input_ids"]).to_numpy()
     twins: set[str] = set()
-    if prepared.shards("duplicates"):
+    if ours and prepared.shards("duplicates"):
         table = prepared.table("duplicates", ["split", "kept_id", "kept_split"])
         aside = pc.and_(pc.equal(table["split"], "train"), pc.equal(table["kept_split"], scored.split))
         twins = set(table.filter(aside)["kept_id"].to_pylist())
@@ -256,7 +241,7 @@ def _parts(prepared: Prepared, scored: _Scored) -> dict[str, dict[str, np.ndarra
 
 
 def _suspects(
-    prepared: Prepared, scored: list[_Scored], temperature: float, seed: int
+    prepared: Prepared, scored: list[Scored], temperature: float, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Suspected labels, the most suspect first, and how many of how many rows in each split.
 
@@ -277,11 +262,11 @@ def _suspects(
 
 
 def _both(
-    base: baseline.Baseline | None, held_out: _Scored, validation: _Scored | None, temperature: float
+    base: baseline.Baseline | None, held_out: Scored, validation: Scored | None, temperature: float
 ) -> tuple[cascade.Both | None, cascade.Both | None]:
     """Test and validation rows with what the linear model and the checkpoint say of them, as far as there are any."""
 
-    def of(scored: _Scored | None, logits: np.ndarray | None) -> cascade.Both | None:
+    def of(scored: Scored | None, logits: np.ndarray | None) -> cascade.Both | None:
         if scored is None or logits is None:
             return None
         network = calibration.probabilities_of(scored.logits, temperature)
@@ -292,21 +277,6 @@ def _both(
     if validation is held_out:
         return None, of(held_out, base.test)
     return of(held_out, base.test), of(validation, base.validation)
-
-
-def _reference(classifier: Classifier, validation: _Scored, probabilities: np.ndarray) -> reference.Reference:
-    """What drift is measured from: the rows take the way of a request, so that nothing but the texts can differ."""
-    texts = validation.data.table(validation.split, ["text"])["text"].slice(0, reference.ROWS).to_pylist()
-    encoded = classifier.encode(texts)
-    return reference.make(
-        classifier.labels, probabilities[: len(texts)], encoded.ids, encoded.truncated, classifier.unknown_id
-    )
-
-
-def _note(where: Place, card: dict[str, Any], figures: dict[str, Any], prepared: Prepared) -> None:
-    """Leave the temperature and the model card in the checkpoint."""
-    (where / checkpoint.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n")
-    (where / model_card.FILE).write_text(model_card.model_card(card, figures, prepared.ledger))
 
 
 def mistakes(
@@ -321,7 +291,7 @@ def mistakes(
     return [
         {
             "id": ids[i],
-            "text": texts[int(i)].as_py()[:400],
+            "text": texts[int(i)].as_py(),
             "truth": prepared.labels[int(labels[i])],
             "predicted": prepared.labels[int(predicted[i])],
             "confidence": float(confidence[i]),

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
+from pipeline.evaluate import sample
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.explain import BATCH_TOKENS
 from pipeline.storage import Place
-from pipeline.train import batches
 
 FILE = "evidence.parquet"
 SHOWN = 300  # characters of a row that are kept
@@ -145,22 +145,9 @@ def shown(index: Evidence, labels: Sequence[str], states: Floats, count: int) ->
     ]
 
 
-def sampled(prepared: Prepared, split: str, most: int, seed: int) -> pa.Table:
-    """A stratified sample of the rows of a split, as they were read (no changed copies)."""
-    tables: list[pa.Table] = []
-    for shard in prepared.shards(split):  # rows lie in shards by a hash of the text: a few shards are a fair sample
-        with shard.open_random() as f:
-            table = pq.ParquetFile(f).read(columns=["id", "text", "label", "input_ids", "augmentation"])
-        tables.append(table.filter(pc.is_null(table["augmentation"])))
-        if sum(t.num_rows for t in tables) >= 2 * most:
-            break
-    rows = pa.concat_tables(tables)
-    return rows.take(pa.array(batches.sample(rows["label"].to_numpy().astype(np.int64), most, seed)))
-
-
 def build(classifier: Classifier, prepared: Prepared, most: int, seed: int) -> Evidence | None:
     """An index of at most ``most`` training rows, every class with its share; None where the network has no states."""
-    table = sampled(prepared, "train", most, seed)
+    table = sample.rows(prepared, "train", most, seed)
     done = classifier.with_states(_ids(table), BATCH_TOKENS)
     if done is None:
         return None
@@ -223,18 +210,17 @@ def examine(
         Facts for ``metrics.json``: ``rows`` of the index, ``voters``, ``used`` (never), and ``vote`` (see ``tried``;
         None without validation rows). None where there is no index: it is not wanted, or the network has no states.
     """
-    if not most:
-        return None
     seed = int(classifier.card["config"]["seed"])
-    index = build(classifier, prepared, most, seed)
+    index = build(classifier, prepared, most, seed) if most else None
     if index is None:
+        (where / FILE).delete()  # of an evaluation that wanted one: it holds texts, and serving would show them
         return None
     index.save(where)
     for one, rows in zip(found, nearest(classifier, index, [f["text"] for f in found], NEAREST), strict=True):
         one["nearest"] = rows
     vote = None
     if prepared.rows("validation"):
-        table = sampled(prepared, "validation", VALIDATION_ROWS, seed)
+        table = sample.rows(prepared, "validation", VALIDATION_ROWS, seed)
         done = classifier.with_states(_ids(table), BATCH_TOKENS)
         assert done is not None
         votes = index.vote(done[1], len(classifier.labels))

@@ -138,6 +138,17 @@ def pieces(explained: Explained) -> list[tuple[str, float | None]]:
     return [*cut, (explained.text[at:], None)] if at < len(explained.text) else cut
 
 
+def shown(cut: Sequence[tuple[str, float | None]], most: int = SHOWN) -> list[tuple[str, float | None]]:
+    """The first pieces, of ``most`` characters together; an ellipsis where there were more."""
+    kept: list[tuple[str, float | None]] = []
+    for text, effect in cut:
+        if len(text) > most:
+            return [*kept, (text[:most] + "…", effect)]
+        kept.append((text, effect))
+        most -= len(text)
+    return kept
+
+
 def of_sample(
     classifier: Classifier,
     prepared: Prepared,
@@ -164,7 +175,7 @@ def of_sample(
     rows = [*wrong.tolist(), *right[batches.sample(labels[right], ROWS - len(wrong), 0)].tolist()][:ROWS]
     if not rows:
         return []
-    texts = [t[:SHOWN] for t in prepared.table(split, ["text"])["text"].take(rows).to_pylist()]
+    texts = prepared.table(split, ["text"])["text"].take(rows).to_pylist()
     done = explain_all(classifier, texts)
     return [
         {
@@ -172,7 +183,7 @@ def of_sample(
             "truth": prepared.labels[int(labels[row])],
             "predicted": one.label,
             "confidence": one.probability,
-            "pieces": pieces(one),
+            "pieces": shown(pieces(one)),
             "top": max((abs(word.effect) for word in one.words), default=0.0),
         }
         for row, one in zip(rows, done, strict=True)

@@ -89,7 +89,7 @@ def reliability(calibration: Mapping[str, Any]) -> str | None:
         scaled = calibration["before"]["temperature"] != calibration["after"]["temperature"]
         styles = {
             "before": ("before scaling", RED, "s"),
-            "after": ("after scaling" if scaled else "test rows", BLUE, "o"),
+            "after": ("after scaling" if scaled else "as trained", BLUE, "o"),
         }
         for name, (label, colour, marker) in styles.items():
             if name == "after" or scaled:

@@ -70,14 +70,19 @@ def part_name(source: int, first: int) -> str:
 
 def plan(sources: Sequence[Source], checkpoint: Place, data: DataConfig) -> dict[str, Any]:
     """All that the output of a job depends on, and how it is cut; the content of ``_plan.json``."""
-    files = [f for f in checkpoint.files() if f.name.endswith((".json", ".safetensors"))]
     return {
         "format": FORMAT,
-        "checkpoint": {"folder": str(checkpoint), "identity": digest(*(f"{f.name}|{identity(f.uri)}" for f in files))},
+        "checkpoint": {"folder": str(checkpoint), "identity": checkpoint_identity(checkpoint)},
         "settings": data.model_dump(mode="json", include=set(SETTINGS)),
         "inputs": [{"name": s.name, "format": s.format, "content": content(s)} for s in sources],
         "piece_bytes": piece_bytes(sum(s.size for s in sources)),
     }
+
+
+def checkpoint_identity(checkpoint: Place) -> str:
+    """What changes when anything that a checkpoint predicts with does."""
+    files = [f for f in checkpoint.files() if f.name.endswith((".json", ".safetensors"))]
+    return digest(*(f"{f.name}|{identity(f.uri)}" for f in files))
 
 
 def agree(out: Place, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +95,8 @@ def agree(out: Place, wanted: dict[str, Any]) -> dict[str, Any]:
         UserError: the folder belongs to another job, or holds something else.
     """
     file = out / PLAN
+    for name in (PLAN, SUCCESS):
+        out.sweep(f".{name}.*")
     if not file.exists():
         if not out.is_vacant():
             raise UserError(f"--out {out} is not an empty folder: name a new one")

@@ -21,6 +21,7 @@ from pipeline.storage import Place, identity
 from pipeline.train import checkpoint
 
 SLICE_ROWS = 1024
+SLICES_PER_REPLICA = 32
 BATCH_TOKENS = 2048
 PATIENCE_S = 5.0  # for CPUs that are given back
 LAST_PATIENCE_S = 30.0  # where not even the smallest replica has room: a training that was ended can take its time
@@ -136,29 +137,41 @@ def mapped(dataset: Any, function: Callable[[pa.Table], Any], batch_size: int | 
 
 
 def predict_split(
-    prepared: Prepared, split: str, folder: Place, address: str | None
+    prepared: Prepared, split: str, folder: Place, address: str | None, anew: bool = False
 ) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Probabilities for every row of a prepared split.
+    """Probabilities for every row of a prepared split, which has some.
+
+    Args:
+        prepared: the data.
+        split: its name.
+        folder: the checkpoint.
+        address: the Ray cluster.
+        anew: clean and tokenize the texts as the checkpoint does, instead of taking the tokens as prepared.
 
     Returns:
         Row ids, true labels [rows] and probabilities [rows, labels], ordered by shard and row.
     """
     lay = found_room(address)
-    items, total = [], 0
+    sizes: dict[Place, int] = {}
     for shard in prepared.shards(split):
         with shard.open_random() as f:
-            rows = pq.ParquetFile(f).metadata.num_rows
-        items += [f"{shard}|{start}" for start in range(0, rows, SLICE_ROWS)]
-        total += rows
+            sizes[shard] = pq.ParquetFile(f).metadata.num_rows
+    total = sum(sizes.values())
+    rows_each = max(SLICE_ROWS, total // (SLICES_PER_REPLICA * lay.replicas))  # each reads its whole shard first
+    items = [f"{shard}|{start}" for shard, rows in sizes.items() for start in range(0, rows, rows_each)]
     where, count, version = str(folder), lay.threads, version_of(folder)
+    column = "text" if anew else "input_ids"
 
     def score(batch: pa.Table) -> Iterator[pa.Table]:
         classifier = loaded(where, count, version)
         for item in batch["item"].to_pylist():
             uri, start = item.rsplit("|", 1)
             with Place.of(uri).open_random() as f:
-                table = pq.ParquetFile(f).read(columns=["id", "label", "input_ids"]).slice(int(start), SLICE_ROWS)
-            ids = [np.asarray(v.values.to_numpy(), np.int32) for v in table["input_ids"].combine_chunks()]
+                table = pq.ParquetFile(f).read(columns=["id", "label", column]).slice(int(start), rows_each)
+            if anew:
+                ids = classifier.encode(table["text"].to_pylist()).ids
+            else:
+                ids = [np.asarray(v.values.to_numpy(), np.int32) for v in table["input_ids"].combine_chunks()]
             probabilities = classifier.probabilities(classifier.all_logits(ids, BATCH_TOKENS))
             width = probabilities.shape[1]
             scores = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel(), pa.float64()), width)

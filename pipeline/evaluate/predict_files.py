@@ -25,6 +25,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate import pieces
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.predict import BATCH_TOKENS, found_room, loaded, mapped, version_of
+from pipeline.object_store import matches, split
 from pipeline.storage import Place
 from pipeline.train import checkpoint
 
@@ -63,14 +64,16 @@ def predict_files(
     # There is no label to read: the first text column stands in for it, and is ignored.
     data = config.data.model_copy(update={"text": text, "label": text[0], "fill_from": ""})
     sources = find([(pattern, "test") for pattern in patterns], data)
-    for name in (*(str(Place.of(pattern)) for pattern in patterns), *(source.uri for source in sources)):
-        if f"{out}/".startswith(f"{name}/") or f"{name}/".startswith(f"{out}/"):
+    for name in (*patterns, *(source.uri for source in sources)):
+        if among(out, name):
             raise UserError(f"--out {out} would lie among what is read ({name}): name a folder elsewhere")
     plan = pieces.agree(out, pieces.plan(sources, where, data))
+    done = frozenset(f.name for f in out.files(".parquet"))
     if (out / pieces.SUCCESS).exists():
         facts = json.loads((out / pieces.SUCCESS).read_text())
-        return {**{k: facts[k] for k in ("rows", "errors", "parts")}, "out": str(out), "reused": True}
-    done = frozenset(f.name for f in out.files(".parquet"))
+        if len(done) == facts["parts"]:  # else somebody has deleted some: they are made again
+            return {**{k: facts[k] for k in ("rows", "errors", "parts")}, "out": str(out), "reused": True}
+        (out / pieces.SUCCESS).delete()
     if done:
         console.say("predict", f"going on with an attempt that was cut off: {len(done):,} parts are finished")
     total = dict.fromkeys(("read", "rows", "errors", "parts"), 0)
@@ -84,13 +87,20 @@ def predict_files(
         if ours is None:
             raise
         raise ours from None
-    _check(total, plan, sources, out)
+    _check(total, plan, sources, where, out)
     facts = {**total, "checkpoint": str(where), "inputs": {i["name"]: i["content"] for i in plan["inputs"]}}
     (out / pieces.SUCCESS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
     return {**{k: total[k] for k in ("rows", "errors", "parts")}, "out": str(out), "reused": False}
 
 
-def _check(total: dict[str, int], plan: dict[str, Any], sources: Sequence[Source], out: Place) -> None:
+def among(out: Place, pattern: str) -> bool:
+    """Whether what is written into a folder would lie among what a pattern stands for, or around it."""
+    wanted, written = (split(Place.of(one).uri)[0].split("/") for one in (pattern, out))
+    shared = min(len(wanted), len(written))
+    return wanted[:shared] == written[:shared] or matches([*written, pieces.part_name(0, 0)], wanted)
+
+
+def _check(total: dict[str, int], plan: dict[str, Any], sources: Sequence[Source], where: Place, out: Place) -> None:
     """Rows read = rows written, in as many parts as there were pieces, of files that are still the same.
 
     Raises:
@@ -99,11 +109,14 @@ def _check(total: dict[str, int], plan: dict[str, Any], sources: Sequence[Source
     changed = [s.name for s, i in zip(sources, plan["inputs"], strict=True) if content(s) != i["content"]]
     if changed:
         raise WorkFailed(f"{changed[0]} changed while it was read: delete {out} and run the same command again")
+    if pieces.checkpoint_identity(where) != plan["checkpoint"]["identity"]:
+        raise WorkFailed(f"{where} changed while it was used: delete {out} and run the same command again")
     parts = len(out.files(".parquet"))
     if total["read"] != total["rows"] or total["parts"] != parts:
         raise WorkFailed(
             f"{total['read']:,} rows were read and {total['rows']:,} written, {total['parts']:,} parts made and "
-            f"{parts:,} found in {out}. This is a bug in Broadsheet, unless another process wrote there"
+            f"{parts:,} found in {out}. On several nodes --out must be a folder that all of them see (shared, or on an "
+            "object store). Else it is a bug in Broadsheet, unless another process wrote there"
         )
 
 

@@ -19,7 +19,8 @@ from pipeline.evaluate import pictures
 
 TEMPLATE = Path(__file__).with_name("report.html")
 COUNTS_UP_TO = 20  # classes; a larger confusion matrix shows shades only, and numbers its columns
-PAIRS = 8  # most frequent confusions listed
+MATRIX_UP_TO = 150  # classes; the cells of a larger one would be megabytes of page
+PAIRS = 8, 40  # most frequent confusions listed; where there is no matrix
 SAMPLE_CHARACTERS = 240  # of a cleaning sample, around its first change
 
 
@@ -56,6 +57,7 @@ def write_html(report: Mapping[str, Any]) -> str:
         "title": report["title"],
         "created": _date(report.get("created")),
         "counts_up_to": COUNTS_UP_TO,
+        "matrix_up_to": MATRIX_UP_TO,
         "pairs": _pairs(test) if test else [],
         "ledger": _ledger(report.get("ledger") or {}),
         "samples": [{"rule": s["rule"], **_compared(s["before"], s["after"])} for s in report.get("samples") or []],
@@ -107,7 +109,7 @@ def _pairs(test: Mapping[str, Any]) -> list[dict[str, Any]]:
         for j, count in enumerate(row)
         if i != j and count
     ]
-    return sorted(found, key=lambda pair: -pair["count"])[:PAIRS]
+    return sorted(found, key=lambda pair: -pair["count"])[: PAIRS[len(names) > MATRIX_UP_TO]]
 
 
 def _ledger(ledger: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.data.prepared import Head, Prepared, Tokens
+from pipeline.data.prepared import Prepared, Tokens
+from pipeline.evaluate import sample
 from pipeline.train.linear import features
 
 MAX_ROWS = 50_000  # training rows that are looked at
-MAX_WORK = 2_000_000  # rows times classes: more classes, fewer rows
+WORK = 2_000_000  # rows times classes: more classes, fewer rows
+MAX_WORK = 8_000_000  # where so few rows would leave classes with fewer than there are folds
 FOLDS = 5
 NGRAMS = 2
 COLUMNS = ("id", "split", "text", "label", "suggested", "confidence")
 TEXT_CHARACTERS = 500
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formulas begin
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -39,13 +41,13 @@ class Found:
         rows: indices of the suspects, the most suspect first, [suspects].
         suggested: the class that is suggested for each, [suspects].
         margin: probability of the label less that of the most probable other class, [suspects]; -1..1.
-        noise: estimated share of wrong labels among all rows.
+        noise: estimated share of wrong labels among all rows; None where no rows were looked at.
     """
 
     rows: Ints
     suggested: Ints
     margin: Floats
-    noise: float
+    noise: float | None
 
 
 def find(labels: Ints, probabilities: Floats) -> Found:
@@ -61,7 +63,7 @@ def find(labels: Ints, probabilities: Floats) -> Found:
     """
     rows, classes = probabilities.shape
     if not rows:
-        return Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), 0.0)
+        return Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), None)
     counts = np.bincount(labels, minlength=classes)
     own = probabilities[np.arange(rows), labels]
     # A class without rows has no threshold, and cannot be suggested.
@@ -115,13 +117,11 @@ def of_train(prepared: Prepared, seed: int) -> tuple[list[dict[str, Any]], dict[
     """Suspects among training rows (changed copies left out), and how many rows were looked at.
 
     Args:
-        prepared: the data; of a large train split the first shards, ``MAX_ROWS`` rows at most.
+        prepared: the data; of a large train split a stratified sample, see ``looked_at``.
         seed: of folds and fits.
     """
     classes = len(prepared.labels)
-    limit = min(MAX_ROWS, MAX_WORK // classes)
-    table = Head.of(prepared, limit).table("train", ["id", "text", "label", "input_ids", "augmentation"])
-    table = table.filter(pc.is_null(table["augmentation"])).slice(0, limit)
+    table = sample.rows(prepared, "train", looked_at(classes), seed)
     lists = table["input_ids"].cast(pa.large_list(pa.int32())).combine_chunks()
     lists = lists if isinstance(lists, pa.Array) else lists.chunk(0)
     offsets = lists.offsets.to_numpy()
@@ -134,9 +134,19 @@ def of_train(prepared: Prepared, seed: int) -> tuple[list[dict[str, Any]], dict[
     return listed("train", names, texts, labels, scores, found, prepared.labels), facts(found, len(rows))
 
 
+def looked_at(classes: int) -> int:
+    """How many training rows are looked at: the work of the linear model grows with rows times classes.
+
+    Classes of which the sample has fewer rows than there are folds are left out. With so many classes that
+    ``MAX_WORK`` does not hold that many rows of each, most of them are.
+    """
+    return min(MAX_ROWS, max(WORK // classes, min(2 * FOLDS * classes, MAX_WORK // classes)))
+
+
 def facts(found: Found, rows: int) -> dict[str, Any]:
     """For ``metrics.json``: rows looked at, suspects, estimated share of wrong labels."""
-    return {"rows": rows, "suspects": len(found.rows), "noise": round(found.noise, 6)}
+    noise = None if found.noise is None else round(found.noise, 6)
+    return {"rows": rows, "suspects": len(found.rows), "noise": noise}
 
 
 def listed(
@@ -171,9 +181,16 @@ def listed(
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as csv with ``COLUMNS``, which ``data.corrections`` takes."""
+    """Rows as csv with ``COLUMNS``, which ``data.corrections`` takes, made for the spreadsheet it is edited in.
+
+    It begins with the mark by which Excel knows UTF-8, and a text that a spreadsheet would take for a formula gets an
+    apostrophe: the text is for reading, and corrections do not look at it.
+    """
     sink = io.StringIO()
+    sink.write("\ufeff")
     writer = csv.DictWriter(sink, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        text = row["text"]
+        writer.writerow({**row, "text": f"'{text}" if text.startswith(FORMULA) else text})
     return sink.getvalue()

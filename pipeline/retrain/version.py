@@ -164,7 +164,7 @@ def _doubted(base: Run) -> list[str]:
     file = base.place / "report" / "suspects.csv"
     if not file.is_file():
         raise UserError(f"--suspects drop: no such file: {file}; make it with 'broadsheet evaluate {base.place}'")
-    rows = list(csv.DictReader(io.StringIO(file.read_text(), newline="")))
+    rows = list(csv.DictReader(io.StringIO(file.read_text().removeprefix("\ufeff"), newline="")))
     classes = base.prepared.profile["classes"]["train"]
     return merge.suspects_to_drop(rows, classes, SURE, MOST)
 

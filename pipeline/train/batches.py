@@ -33,7 +33,7 @@ def sample(labels: npt.NDArray[np.int64], max_rows: int | None, seed: int) -> Ro
         return np.arange(n)
     generator = np.random.default_rng([seed, 1])
     shuffled = generator.permutation(n)
-    classes, counts = np.unique(labels, return_counts=True)
+    counts = np.unique(labels, return_counts=True)[1]
     exact = counts * (max_rows / n)
     take = np.maximum(np.floor(exact).astype(np.int64), 1)
     while take.sum() > max_rows and take.max() > 1:  # the rows given to small classes come from the largest
@@ -43,8 +43,9 @@ def sample(labels: npt.NDArray[np.int64], max_rows: int | None, seed: int) -> Ro
         if take.sum() >= max_rows:
             break
         take[i] = min(take[i] + 1, counts[i])
-    chosen = [shuffled[labels[shuffled] == c][:k] for c, k in zip(classes, take, strict=True)]
-    return np.sort(np.concatenate(chosen))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.cumsum(counts) - counts
+    return np.sort(np.concatenate([by_class[s : s + k] for s, k in zip(starts, take, strict=True)]))
 
 
 def plan_epoch(lengths: Rows, batch_tokens: int, seed: int, epoch: int) -> list[Rows]:

@@ -26,9 +26,10 @@ from pipeline.data.prepared import Prepared, Tokens
 from pipeline.data.tokenize import special_ids
 from pipeline.errors import WorkFailed
 from pipeline.evaluate import calibration, metrics
+from pipeline.folders import local_folder, put_folder
 from pipeline.model import build
 from pipeline.model.linear import LinearConfig, LinearForSequenceClassification, lookup, ngrams, weighed
-from pipeline.storage import Place, local_folder, put_folder
+from pipeline.storage import Place
 from pipeline.train import checkpoint, recipe
 from pipeline.train.worker import sampled
 
@@ -300,13 +301,15 @@ def _work(settings: dict[str, Any], where: str, card: dict[str, Any], mark: str,
             "seconds": seconds,
         }
         facts = {
-            "fingerprint": mark, "layout": "1 process x 1 CPU", "steps": fitted.passes, "rows": len(rows),
+            "fingerprint": mark, "layout": "1 process x 1 CPU", "cluster": {"cpus": 1, "gpus": 0},
+            "steps": fitted.passes, "rows": len(rows),
             "features": fitted.model.config.features, "ngrams_left_out": fitted.left_out,
             "seconds": seconds, "history": [entry],
         }  # fmt: skip
         build.quiet()
         folder = Path(temporary) / "checkpoint"
-        full = {**card, "metrics": {"validation": figures}, "training": facts}
+        told = {k: v for k, v in figures.items() if k != "confusion"}  # it grows with the square of the classes
+        full = {**card, "metrics": {"validation": told}, "training": facts}
         checkpoint.save_model(fitted.model, tokenizer, full, folder)
         put_folder(folder, Place.of(final), checkpoint.CARD)
     return fitted.left_out

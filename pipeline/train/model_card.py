@@ -5,7 +5,9 @@ What is not known is left out: the licence depends on the data and on the base m
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -42,7 +44,10 @@ def of_training(card: Mapping[str, Any], prepared: Prepared) -> str:
 
 
 def trained_rows(card: Mapping[str, Any], prepared: Prepared) -> int:
-    """Rows the checkpoint was trained on: the train split or the configured sample of it."""
+    """Rows the checkpoint was trained on, changed copies among them: the train split or a sample of it."""
+    known = card.get("training", {}).get("rows")  # the linear model takes fewer than it is told where texts are long
+    if known is not None:
+        return int(known)
     limit = card["config"]["train"]["max_rows"]
     rows = prepared.rows("train")
     return rows if limit is None else min(rows, int(limit))
@@ -68,9 +73,8 @@ def _front_matter(card: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         EvalResult(metric_type=kind, metric_name=shown, metric_value=round(test[key], 6), **about)
         for kind, shown, key in (("accuracy", "accuracy", "accuracy"), ("f1", "macro F1", "macro_f1"))
     ]
-    base = BASES.get(
-        name, name if card["kind"] == "transformer" and name.count("/") == 1 and name[0] not in "./~" else None
-    )
+    hub = card["kind"] == "transformer" and name.count("/") == 1 and name[0] not in "./~"
+    base = BASES.get(name, name if hub and not Path(name).exists() else None)
     return (
         ModelCardData(
             library_name="transformers" if card["kind"] == "transformer" else None,
@@ -89,7 +93,7 @@ def _front_matter(card: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
 def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[str]:
     config, test, labels = card["config"], figures["test"], card["labels"]
     dataset, name, text = data_name(card), config["model"]["name"], ", ".join(card["text"])
-    shown = ", ".join(f"`{label}`" for label in labels[:LABELS_SHOWN])
+    shown = ", ".join(_code(label) for label in labels[:LABELS_SHOWN])
     more = f" and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
     kept = ledger["kept"]
     intervals = figures.get("intervals") or {}
@@ -126,7 +130,7 @@ def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mappi
     parts += [
         "## Data\n\n"
         f"{ledger['read']:,} rows read = {sum(kept.values()):,} kept + {sum(ledger['rejected'].values()):,} rejected + "
-        f"{ledger['duplicates']:,} duplicates. Train {kept['train']:,} (trained on {figures['rows']['trained_on']:,}), "
+        f"{ledger['duplicates']:,} duplicates. Train {kept['train']:,} ({_trained_on(figures, kept)}), "
         f"validation {kept['validation']:,}, test {kept['test']:,}. Prepared data `{card['data_fingerprint']}`.",
         "## Training\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) + "```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
@@ -142,5 +146,17 @@ def _range(interval: Sequence[float] | None) -> str:
     return f" (95% {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
 
 
+def _trained_on(figures: Mapping[str, Any], kept: Mapping[str, int]) -> str:
+    rows = figures["rows"]["trained_on"]
+    return f"trained on {rows:,}" + (", changed copies among them" if rows > kept["train"] else "")
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """A label as Markdown shows it, whatever it holds: on one line, no mark-up, no column of its own."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """A label as code; one with a backtick wants two around it (CommonMark, code spans)."""
+    text = " ".join(text.split())
+    return f"`` {text} ``" if "`" in text else f"`{text}`"

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from pipeline.errors import WorkFailed
-from pipeline.storage import Place, local_folder, put_folder
+from pipeline.folders import local_folder, put_folder
+from pipeline.storage import Place
 from pipeline.train import checkpoint
 
 SCORE = "validation_macro_f1"

@@ -17,8 +17,9 @@ from pipeline import cluster, console
 from pipeline.config import Config
 from pipeline.data.prepared import Prepared, digest
 from pipeline.errors import WorkFailed
+from pipeline.folders import put_folder
 from pipeline.model.source import ModelSource
-from pipeline.storage import Place, put_folder
+from pipeline.storage import Place
 from pipeline.train import allocator, checkpoint
 from pipeline.train.store import Store, name_of
 
@@ -115,7 +116,8 @@ def train(
         return _fresh(final, mark)
     from pipeline.train import track
 
-    layout = cluster.train_layout(config, cluster.connect(address))
+    have = cluster.connect(address)
+    layout = cluster.train_layout(config, have)
     work = run / "train"
     tracking = track.begin(config, run, mark, resumed=(work / mark).exists())
     write_initial(config, prepared, model, work / f"initial-{mark}")
@@ -128,6 +130,7 @@ def train(
     with best_checkpoint(store) as folder, tempfile.TemporaryDirectory(prefix="broadsheet-") as temporary:
         out = Path(temporary) / "checkpoint"
         facts = {"fingerprint": mark, "layout": layout.arithmetic(), "steps": progress["step"]}
+        facts |= {"cluster": {"cpus": have.cpus, "gpus": have.gpus}}
         facts |= {"seconds": progress["seconds"], "stall_share": stall_share, "history": progress["history"]}
         export(folder, out, facts)
         put_folder(out, final, checkpoint.CARD)

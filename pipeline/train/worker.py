@@ -18,8 +18,9 @@ from pipeline.config import Config
 from pipeline.data.prepared import Prepared, Tokens
 from pipeline.errors import WorkFailed
 from pipeline.evaluate import metrics
+from pipeline.folders import local_folder
 from pipeline.model import adapters, build
-from pipeline.storage import Place, local_folder
+from pipeline.storage import Place
 from pipeline.train import batches, checkpoint, failures, recipe
 from pipeline.train.adversarial import Adversary
 from pipeline.train.average import Average

@@ -21,7 +21,8 @@ from s3_server import Proxy, objects
 from pipeline import object_store
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError, WorkFailed
-from pipeline.storage import Place, expand, put_folder
+from pipeline.folders import put_folder
+from pipeline.storage import Place, expand
 
 SETS = ["data.shard_mb=1", "model.name=lstm", "model.vocab_size=300"]
 

@@ -17,7 +17,7 @@ THREE = Resources(((0, 0), (4, 0), (4, 0)), memory_gb=16.0)
 def found(have: Resources = THREE, parameters: int = 22_700_000, free: int | None = 50 * GB, **sets: Any) -> Any:
     loopback, averaged = sets.pop("loopback", False), sets.pop("averaged", False)
     made = config.load(None, [f"{k.replace('__', '.')}={v}" for k, v in sets.items()], {})
-    return dict(enumerate(fits.findings(made, have, 0, loopback, parameters, averaged, free)))
+    return dict(enumerate(fits.findings(made, have, (0, 0), loopback, parameters, averaged, free)))
 
 
 def good(findings: dict[int, Finding]) -> list[bool]:

@@ -20,7 +20,7 @@ def node(number: int, gpus: float = 0, **other: Any) -> NodeFacts:
     return replace(usual, **other)
 
 
-def findings(*nodes: NodeFacts, serving: bool = False, read_back: list[str] | None = None) -> list[Finding]:
+def findings(*nodes: NodeFacts, serving: int | None = None, read_back: list[str] | None = None) -> list[Finding]:
     read = [n.counted.node for n in nodes] if read_back is None else read_back
     return judge(nodes, node(1), "/mnt/runs", read, "127.0.0.1:8000", serving)
 
@@ -81,7 +81,7 @@ def test_a_clock_is_not_blamed_for_a_slow_answer() -> None:
 
 
 def test_serve_may_hold_the_port() -> None:
-    found = findings(node(1, port_error="something listens there already"), serving=True)
+    found = findings(node(1, port_error="something listens there already"), serving=8000)
     assert all(f.good for f in found)
 
 

@@ -27,6 +27,7 @@ from pipeline.evaluate.cascade import (
     settled,
 )
 
+FIRST = range(32)
 BASE: Any = Baseline({"tokens": SHARED}, np.empty((0, 3)), None, None, {}, 32)  # type: ignore[arg-type]
 
 
@@ -123,7 +124,7 @@ def test_rows_of_one_confidence_go_together() -> None:
 
 
 def test_a_good_linear_model_may_answer_and_a_bad_one_may_not() -> None:
-    good = judge("v", BASE, both(3_000, 1.0, 1.0), both(2_000, 1.0, 1.0, seed=2))
+    good = judge("v", BASE, both(3_000, 1.0, 1.0), both(2_000, 1.0, 1.0, seed=2), FIRST)
     assert good.threshold is not None
     assert good.validation is not None
     assert good.test is not None
@@ -134,18 +135,18 @@ def test_a_good_linear_model_may_answer_and_a_bad_one_may_not() -> None:
     low, high = good.test.interval
     assert low <= good.test.fall <= high
     assert len(good.golden) == 32
-    bad = judge("v", BASE, both(3_000, 0.1, 3.0), None)
+    bad = judge("v", BASE, both(3_000, 0.1, 3.0), None, FIRST)
     assert (bad.threshold, bad.validation, bad.golden) == (None, None, ())
     assert "could answer 0% of the validation rows" in str(bad.reason)
     assert bad.curve  # the curve says why
 
 
 def test_too_few_rows_or_no_linear_model_is_said() -> None:
-    few = judge("v", BASE, both(MIN_ROWS - 1, 1.0, 1.0), None)
+    few = judge("v", BASE, both(MIN_ROWS - 1, 1.0, 1.0), None, FIRST)
     assert few.reason == "499 validation rows, 500 are needed to decide on a threshold"
-    assert judge("v", BASE, None, None).reason == "0 validation rows, 500 are needed to decide on a threshold"
-    assert "no linear model" in str(judge("v", None, both(900, 1, 1), None).reason)
-    assert judge("v", BASE, both(MIN_ROWS, 1.0, 0.2), None).threshold is not None
+    assert judge("v", BASE, None, None, FIRST).reason == "0 validation rows, 500 are needed to decide on a threshold"
+    assert "no linear model" in str(judge("v", None, both(900, 1, 1), None, FIRST).reason)
+    assert judge("v", BASE, both(MIN_ROWS, 1.0, 0.2), None, FIRST).threshold is not None
 
 
 def test_figures_of_known_rows() -> None:
@@ -158,7 +159,7 @@ def test_figures_of_known_rows() -> None:
 
 
 def test_it_is_said_in_a_line_and_in_the_report() -> None:
-    good = judge("v", BASE, both(3_000, 1.0, 1.0), both(2_000, 1.0, 1.0, seed=2)).figures()
+    good = judge("v", BASE, both(3_000, 1.0, 1.0), both(2_000, 1.0, 1.0, seed=2), FIRST).figures()
     assert "the linear model answers where its confidence is" in cascade.line(good)
     assert "test accuracy" in cascade.line(good)
     none = Record(network="v", reason="too weak").figures()

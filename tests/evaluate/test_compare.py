@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,17 @@ def test_predictions_are_found_beside_a_checkpoint_and_missed_with_a_way_out(tmp
     (tmp_path / "run" / "predictions.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match="is damaged"):
         Predictions.load(str(tmp_path / "run"))
+
+
+def test_predictions_of_weights_that_are_no_more(tmp_path: Path) -> None:
+    a, _ = two(20, 2, 1)
+    replace(a, training="first", data="d").save(Place.of(tmp_path))
+    (tmp_path / "checkpoint").mkdir()
+    card = tmp_path / "checkpoint" / "broadsheet.json"
+    card.write_text(json.dumps({"training": {"fingerprint": "first"}}))
+    assert Predictions.load(str(tmp_path)).data == "d"
+    card.write_text(json.dumps({"training": {"fingerprint": "second"}}))
+    with pytest.raises(
+        UserError, match=r"was trained again since predictions\.parquet was made: run 'broadsheet evaluate"
+    ):
+        Predictions.load(str(tmp_path))

@@ -158,3 +158,40 @@ def test_few_rows_need_no_ray(tmp_path: Path, bert: Path, monkeypatch: pytest.Mo
     done = inference.predict_files((str(tmp_path / "a.csv"),), Place.of(bert), out, load(), None)
     assert (done["rows"], done["parts"], done["reused"]) == (30, 1, False)
     assert inference.predict_files((str(tmp_path / "a.csv"),), Place.of(bert), out, load(), None)["reused"]
+
+
+@pytest.mark.parametrize(
+    ("out", "pattern", "inside"),
+    [
+        ("/d/in/scored", "/d/in", True),
+        ("/d/in", "/d/in/a.csv", True),
+        ("/d/out", "/d/in", False),
+        ("/d/out", "/d/*/*.parquet", True),
+        ("/d/out", "/d/*/*.csv", False),
+        ("/d/new/out", "/d/**/*.parquet", True),
+        ("s3://b/d/out?region=eu", "s3://b/d?region=eu", True),
+        ("s3://b/data-2", "s3://b/data", False),
+    ],
+)
+def test_an_output_among_the_inputs_is_known(out: str, pattern: str, inside: bool) -> None:
+    assert inference.among(Place.of(out), pattern) is inside
+
+
+def test_parts_that_somebody_deleted_are_made_again(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n" + "goal team\n" * 5)
+    out = Place.of(tmp_path / "out")
+    first = inference.predict_files((str(tmp_path / "a.csv"),), Place.of(bert), out, load(), None)
+    for part in out.files(".parquet"):
+        part.delete()
+    again = inference.predict_files((str(tmp_path / "a.csv"),), Place.of(bert), out, load(), None)
+    assert not again["reused"]
+    assert again["rows"] == first["rows"] == 5
+    assert len(out.files(".parquet")) == again["parts"]
+
+
+def test_a_checkpoint_that_changes_meanwhile(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("text\ngoal team\n")
+    names = iter(["before", "after"])
+    monkeypatch.setattr(inference.pieces, "checkpoint_identity", lambda _: next(names))
+    with pytest.raises(WorkFailed, match="changed while it was used: delete"):
+        inference.predict_files((str(tmp_path / "a.csv"),), Place.of(bert), Place.of(tmp_path / "out"), load(), None)

@@ -70,7 +70,7 @@ def a_report(names: list[str] | None = None) -> dict[str, Any]:
             ],
             "file": "suspects.csv",
         },
-        "energy": energy.estimate(233.6, Resources(((2, 0),))),
+        "energy": energy.estimate({"train": 233.6}, {}, Resources(((2, 0),))),
         "history": history,
         "loss_curve": [[step, 1.4 / (1 + step / 200)] for step in range(1, 1001)],
         "ledger": {
@@ -313,3 +313,27 @@ def test_terminal_rows() -> None:
         ["accuracy", "", "", "0.7500", "2,000"],
         ["macro", "0.3750", "0.5000", "0.4286", "2,000"],
     ]
+
+
+def test_energy_counts_the_machines_that_a_stage_ran_on() -> None:
+    found = energy.estimate(
+        {"train": 3600.0, "evaluate": 10.0}, {"train": {"cpus": 0, "gpus": 8}}, Resources(((2, 0),))
+    )
+    assert found["gpu_seconds"] == 8 * 3600
+    assert found["cpu_seconds"] == 20
+    assert found["watt_hours"] == pytest.approx(8 * energy.WATT_PER_GPU + 20 * energy.WATT_PER_CORE / 3600, abs=0.01)
+
+
+def test_a_matrix_of_hundreds_of_classes_is_left_to_the_json() -> None:
+    classes = report.MATRIX_UP_TO + 1
+    names = [f"c{i}" for i in range(classes)]
+    labels = np.repeat(np.arange(classes), 2)
+    guessed = np.eye(classes)[np.where(np.arange(2 * classes) % 2, labels, (labels + 1) % classes)]
+    test = metrics.summary(labels, guessed, names)
+    page = report.write_html(
+        {"title": "many", "test": test, "intervals": intervals.of_confusion(test["confusion"], names, 1)}
+    )
+    assert "more than a page can hold as a matrix" in page
+    assert 'class="matrix' not in page
+    assert page.count("c0</t") >= 1
+    assert len(report._pairs(test)) == report.PAIRS[1]

@@ -39,7 +39,7 @@ def test_of_several_reached_thresholds_the_most_probable_counts() -> None:
 
 
 def test_nothing_and_classes_without_rows() -> None:
-    assert suspects.find(np.array([], int), np.zeros((0, 3))).noise == 0.0
+    assert suspects.find(np.array([], int), np.zeros((0, 3))).noise is None
     scores = np.array([[0.2, 0.1, 0.7], [0.1, 0.2, 0.7]])
     found = suspects.find(np.array([0, 1]), scores)
     assert 2 not in found.suggested  # nobody is labelled so
@@ -84,5 +84,8 @@ def test_classes_too_small_for_the_folds_are_left_out() -> None:
 
 def test_the_csv_reads_back() -> None:
     row = {"id": "a.csv:2", "split": "train", "text": 'say "x",\ny', "label": "a", "suggested": "b", "confidence": 0.5}
-    (back,) = csv.DictReader(io.StringIO(suspects.to_csv([row])))
+    written = suspects.to_csv([row, {**row, "text": "=HYPERLINK(1)"}])
+    assert written[0] == "\ufeff"  # or Excel reads Chinese as something else
+    back, formula = csv.DictReader(io.StringIO(written[1:]))
     assert back == {**row, "confidence": "0.5"}
+    assert formula["text"] == "'=HYPERLINK(1)"

@@ -41,7 +41,7 @@ CONFIG = ServeConfig(timeout_s=20, cascade=True)
 class Linear(FakeEngine):
     """Sure of texts whose last word is 'sure', and says 'world' of all."""
 
-    def all_logits(self, ids: Sequence[np.ndarray], batch_tokens: int) -> np.ndarray:
+    def all_logits(self, ids: Sequence[np.ndarray], batch_tokens: int, large: bool = False) -> np.ndarray:
         out = np.zeros((len(ids), len(self.labels)), np.float32)
         out[:, self.labels.index("world")] = [9.0 if len(row) > 1 and row[-2] == 9 else 0.5 for row in ids]
         return out
@@ -94,7 +94,7 @@ class Broken(Linear):
         super().__init__()
         self.value = value
 
-    def all_logits(self, ids: Sequence[np.ndarray], batch_tokens: int) -> np.ndarray:
+    def all_logits(self, ids: Sequence[np.ndarray], batch_tokens: int, large: bool = False) -> np.ndarray:
         if self.value is None:
             raise RuntimeError("no weights")
         return np.full((len(ids), len(self.labels)), self.value)
@@ -183,7 +183,7 @@ def made(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {name: (where / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
     base = Baseline({"tokens": SHARED}, first, None, model, files, network.max_tokens)
     pair = policy.Both(labels, first, network.probabilities(logits))
-    record = policy.judge(network.version, base, pair, None)
+    record = policy.judge(network.version, base, pair, None, range(32))
     assert record.threshold is not None, record.reason
     encoded = network.encode(texts)
     together, _ = pair.together(record.temperature, record.threshold)

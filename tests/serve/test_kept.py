@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import Place, put_folder
+from pipeline.folders import put_folder
+from pipeline.storage import Place
 from serve import kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,23 @@ def test_before_evaluation_the_figures_are_those_that_chose_the_checkpoint() -> 
     assert "trained on 750" in text
     assert "Divide the logits" not in text
     assert (ModelCard(text).data.eval_results or [])[0].dataset_split == "validation"
+
+
+def test_a_label_is_no_markup() -> None:
+    assert model_card._cell("<img src=x>\n|a") == "&lt;img src=x&gt; \\|a"
+    assert model_card._code("a`b\nc") == "`` a`b c ``"
+
+
+def test_a_folder_is_no_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "bert").mkdir(parents=True)
+    assert ModelCard(made("org/bert")).data.base_model is None
+
+
+def test_copies_are_counted_as_such() -> None:
+    figures = {"rows": {"trained_on": 1_600}}
+    assert model_card._trained_on(figures, {"train": 800}) == "trained on 1,600, changed copies among them"
+    prepared = Prepared(Place.of("nowhere"), {"ledger": LEDGER}, NAMES, {})
+    assert model_card.trained_rows(facts(), prepared) == 750
+    known = {**facts(), "training": {"rows": 200}}
+    assert model_card.trained_rows(known, prepared) == 200
