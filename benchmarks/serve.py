@@ -114,8 +114,8 @@ def main() -> None:
         folder = Path(temporary)
         found = str(checkpoints.find(arguments.checkpoint or trained(folder / "runs")))
         cores = os.cpu_count() or 1
-        _, record = load(found, ServeConfig(), print)  # as a replica of one core does: the same engine for the baseline
-        config = ServeConfig(cpus_per_replica=cores, engine=record.choice.batch)
+        _, record = load(found, ServeConfig(), print)  # as a replica of one core does
+        config = ServeConfig(cpus_per_replica=cores)  # one process on all cores, with what is fastest there
         engine, _ = load(found, config, print)
         rival = [sys.executable, str(HERE / "rivals.py")]
         ours = [str(Path(sys.executable).with_name("broadsheet")), "serve", found, "--port", "8127"]

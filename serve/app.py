@@ -115,8 +115,10 @@ def refusal(engine: Engine, golden: Golden | None, batch_tokens: int) -> str | N
     """Why a model may not take traffic, by its golden rows in batches and, if another engine runs those, one by one."""
     if golden is None:
         return None
-    failure = golden.failure(lambda texts: engine.all_logits(engine.encode(texts).ids, batch_tokens))
-    if failure is None and engine.runs["single"] != engine.runs["batch"]:
+    if engine.runs["single"] == engine.runs["batch"]:
+        return golden.failure(lambda texts: engine.all_logits(engine.encode(texts).ids, batch_tokens))
+    failure = golden.failure(lambda texts: engine.all_logits(engine.encode(texts).ids, batch_tokens, large=True))
+    if failure is None:
         failure = golden.failure(lambda texts: np.concatenate([engine.logits([r]) for r in engine.encode(texts).ids]))
     return failure
 

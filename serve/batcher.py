@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipeline.evaluate.passes import ANY, Passes
+
 
 class QueueFull(Exception):
     """More texts are waiting than the queue may hold; the caller should come back later."""
@@ -52,15 +54,15 @@ class Batch(NamedTuple):
 
 
 class Queue:
-    """Texts in order of arrival, with room for ``limit`` of them, cut into batches of ``batch_tokens``.
+    """Texts in order of arrival, with room for ``limit`` of them, cut into batches of ``batch_tokens`` at most.
 
     Room is reserved before a request costs any work (tokenization comes before the queue), so the bound holds
     for everything that was let in and is not on the model yet.
     """
 
-    def __init__(self, batch_tokens: int, limit: int, pass_tokens: float = math.inf) -> None:
-        self.batch_tokens = batch_tokens
-        self.pass_tokens = pass_tokens
+    def __init__(self, batch_tokens: int, limit: int, passes: Passes = ANY) -> None:
+        self.batch_tokens = int(min(batch_tokens, passes.batch_tokens))
+        self.passes = passes
         self.limit = limit
         self._entries: list[Entry] = []
         self._reserved = 0
@@ -98,7 +100,9 @@ class Queue:
         for entry in self._entries:
             if not entry.ticket.cancelled:
                 (expired if entry.ticket.deadline < now else alive).append(entry)
-        chosen = fill(alive, self.batch_tokens, self.pass_tokens)
+        # What runs large batches pays more for each pass, and takes more padding for it: not where few texts wait.
+        large = sum(e.tokens for e in alive) >= self.passes.large_from
+        chosen = fill(alive, self.batch_tokens, self.passes.padding if large else self.passes.small_padding)
         self._entries = [entry for i, entry in enumerate(alive) if i not in chosen]
         return Batch([alive[i] for i in sorted(chosen)], expired)
 

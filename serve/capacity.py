@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,7 @@ class Engine(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Encoded: ...
     def logits(self, ids: Sequence[np.ndarray]) -> np.ndarray: ...
+    def all_logits(self, ids: Sequence[Any], batch_tokens: int) -> np.ndarray: ...
 
 
 class Encoded(Protocol):
@@ -132,16 +133,19 @@ def of_checkpoint(checkpoint: str, config: ServeConfig) -> tuple[Rates, int]:
             "'broadsheet evaluate' makes them"
         )
     engine, _ = load(checkpoint, config)
-    return measure(engine, golden.texts, BATCH), engine.max_tokens
+    return measure(engine, golden.texts, BATCH, config.batch_tokens), engine.max_tokens
 
 
-def measure(engine: Engine, texts: Sequence[str], batch: int, seconds: float = SECONDS) -> Rates:
+def measure(
+    engine: Engine, texts: Sequence[str], batch: int, batch_tokens: int = 2_048, seconds: float = SECONDS
+) -> Rates:
     """What the engine does in this process, in turns of texts alone and of batches, for about twice ``seconds``.
 
     Args:
         engine: as a replica loads it.
         texts: like those to come.
         batch: texts in a batch.
+        batch_tokens: the most of a forward pass.
         seconds: for texts alone, and for batches.
     """
     engine.logits(engine.encode(list(texts[:1])).ids)
@@ -160,7 +164,7 @@ def measure(engine: Engine, texts: Sequence[str], batch: int, seconds: float = S
     for group in groups:
         began = time.perf_counter()
         ids = engine.encode(group).ids
-        engine.logits(ids)
+        engine.all_logits(ids, batch_tokens)
         spent += time.perf_counter() - began
         done, passes, tokens = done + len(group), passes + 1, tokens + sum(len(row) for row in ids)
         if spent > seconds and passes >= 3:

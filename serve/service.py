@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from pipeline.config import ServeConfig
+from pipeline.evaluate.passes import Passes
 from pipeline.evaluate.reference import Reference
 from serve import drift
 from serve.batcher import DeadlinePassed, QueueFull
@@ -60,14 +61,14 @@ class Engine(Protocol):
     version: str
     max_tokens: int
     runs: dict[str, str]
-    pass_tokens: float
+    passes: Passes
 
     def as_it_is(self) -> None: ...
     def encode(self, texts: Sequence[str]) -> Encoded: ...
     def length(self, text: str) -> int: ...
     def words(self, cleaned: str) -> list[tuple[int, int]]: ...
     def logits(self, ids: Sequence[np.ndarray]) -> np.ndarray: ...
-    def all_logits(self, ids: Sequence[Any], batch_tokens: int) -> np.ndarray: ...
+    def all_logits(self, ids: Sequence[Any], batch_tokens: int, large: bool = False) -> np.ndarray: ...
     def probabilities(self, logits: np.ndarray) -> np.ndarray: ...
     def with_states(self, ids: Sequence[Any], batch_tokens: int) -> tuple[np.ndarray, np.ndarray] | None: ...
 
@@ -119,7 +120,7 @@ class Service:
             batch_tokens=config.batch_tokens,
             max_queue=config.max_queue,
             timeout_s=config.timeout_s,
-            pass_tokens=engine.pass_tokens,
+            passes=engine.passes,
             observe=self.metrics.batch,
         )
         # Fast tokenizers refuse two threads at once ("Already borrowed"): one lock, one thread.

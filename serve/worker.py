@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from pipeline.evaluate.passes import ANY, Passes
 from serve.batcher import DeadlinePassed, Entry, Queue, QueueFull, Ticket
 
 log = logging.getLogger("ray.serve")
@@ -82,7 +82,7 @@ class Batcher:
         batch_tokens: rows x longest of one forward pass.
         max_queue: texts that may wait.
         timeout_s: a text that waited longer is given up.
-        pass_tokens: what a forward pass costs whatever is in it, see ``batcher.fill``.
+        passes: which batches ``forward`` is fastest in.
         observe: told of each batch: its texts, and its tokens with padding.
     """
 
@@ -93,11 +93,11 @@ class Batcher:
         batch_tokens: int,
         max_queue: int,
         timeout_s: float,
-        pass_tokens: float = math.inf,
+        passes: Passes = ANY,
         observe: Callable[[int, int], None] | None = None,
     ) -> None:
         self._forward = forward
-        self._queue = Queue(batch_tokens, max_queue, pass_tokens)
+        self._queue = Queue(batch_tokens, max_queue, passes)
         self._calls: deque[_Call] = deque()
         self._observe = observe
         self.batch_tokens = batch_tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from pipeline.data import clean
 from pipeline.data.tokenize import TextTokenizer
 from pipeline.errors import UserError
+from pipeline.evaluate.passes import ANY
 from pipeline.folders import local_folder
 from pipeline.model import build
 from pipeline.storage import identity
@@ -74,10 +74,9 @@ class Classifier:
         card: the content of ``broadsheet.json``.
         network: the model of ``transformers``, on ``device``, computing in ``precision``.
         as_evaluated: the network itself as a runtime, whatever ``single`` and ``batch`` are.
-        single, batch: what runs one text and what runs several, if not the network itself.
+        single, batch: what runs one text and small batches, and what runs large ones, if not the network itself.
         runs: names of the two, for people.
-        pass_tokens: what one forward pass costs whatever is in it, in tokens that the same time would do in a large
-            batch; infinite where it was not measured.
+        passes: which batches it is fastest in, as far as that was measured.
     """
 
     def __init__(self, folder: Path, kind: str = "auto", device: str | None = None) -> None:
@@ -98,7 +97,7 @@ class Classifier:
         self.single: Runtime | None = None
         self.batch: Runtime | None = None
         self.runs = {"single": "torch", "batch": "torch"}
-        self.pass_tokens = math.inf
+        self.passes = ANY
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = build.load(folder).to(self.device)
         if self.network.config.num_labels != len(self.labels):
@@ -144,7 +143,7 @@ class Classifier:
         """Run the network itself from now on, whatever ``single`` and ``batch`` were."""
         self.single = self.batch = None
         self.runs = dict.fromkeys(self.runs, "torch")
-        self.pass_tokens = math.inf
+        self.passes = ANY
 
     def padded(self, ids: Sequence[Ids]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows as a runtime takes them: token ids and mask, both [rows, longest]."""
@@ -154,14 +153,15 @@ class Classifier:
         """One padded forward pass, [rows, labels]."""
         return self._forward(*_end_to_end(ids), np.arange(len(ids)))
 
-    def all_logits(self, ids: Sequence[Ids], batch_tokens: int) -> npt.NDArray[np.float32]:
-        """Logits of any number of rows, [rows, labels], in length-sorted batches of at most ``batch_tokens``."""
+    def all_logits(self, ids: Sequence[Ids], batch_tokens: int, large: bool = False) -> npt.NDArray[np.float32]:
+        """Logits of any number of rows, [rows, labels], in length-sorted batches of at most ``batch_tokens``, or of as
+        many as are fastest; ``large``: by what runs large batches, also where they are small."""
         flat, offsets = _end_to_end(ids)
         lengths = np.diff(offsets)
         out = np.empty((len(ids), len(self.labels)), np.float32)
         order = np.argsort(-lengths, kind="stable")
-        for rows in batches.cut(order, lengths[order], batch_tokens):
-            out[rows] = self._forward(flat, offsets, rows)
+        for rows in batches.cut(order, lengths[order], int(min(batch_tokens, self.passes.batch_tokens))):
+            out[rows] = self._forward(flat, offsets, rows, large=large)
         return out
 
     def with_states(
@@ -197,12 +197,13 @@ class Classifier:
         return logits, states
 
     def _forward(
-        self, flat: Ids, offsets: batches.Rows, rows: batches.Rows, exact: bool = False
+        self, flat: Ids, offsets: batches.Rows, rows: batches.Rows, exact: bool = False, large: bool = False
     ) -> npt.NDArray[np.float32]:
         if len(rows) == 0:
             return np.empty((0, len(self.labels)), np.float32)
         inputs, mask = batches.pad(flat, offsets, rows, self._pad_id)
-        run = self.single if len(rows) == 1 else self.batch
+        large = large or (len(rows) > 1 and inputs.size >= self.passes.large_from)
+        run = self.batch if large else self.single
         return self.as_evaluated(inputs, mask) if run is None or exact else run(inputs, mask)
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

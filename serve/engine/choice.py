@@ -18,11 +18,13 @@ class Measured:
     Attributes:
         name: of ``runtimes.NAMES``.
         single_ms: median milliseconds of one text alone.
-        rows_per_s: texts a second in batches of like lengths.
+        rows_per_s: texts a second in batches of like lengths, of the size at which they are most.
         agreement: share of rows, 0 to 1, whose best label is that of the network as evaluated.
         accuracy_loss: accuracy of the network as evaluated less this one's, on the same rows.
         pass_tokens: what one forward pass costs whatever is in it, in tokens that the same time would do in a batch.
         failed: why it could not be made or run; the figures are 0 then.
+        batch_tokens: the size of batch of ``rows_per_s``, rows x longest; 1: texts one by one.
+        rates: texts a second by size, the smallest first.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Measured:
     accuracy_loss: float = 0.0
     pass_tokens: float = 0.0
     failed: str | None = None
+    batch_tokens: int = 0
+    rates: tuple[tuple[int, float], ...] = ()
 
     @property
     def refusal(self) -> str | None:
@@ -47,10 +51,34 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """The runtime for single texts and the one for batches."""
+    """What serves.
+
+    Attributes:
+        single: the runtime for texts alone and small batches.
+        batch: the runtime for large ones.
+        batch_tokens: the most of a batch, rows x longest; 0: as configured.
+        large_from: the size from which a batch is large; 0: all are.
+    """
 
     single: str
     batch: str
+    batch_tokens: int = 0
+    large_from: int = 0
+
+
+def best_size(rates: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """The size of batch at which a runtime is fastest, and how fast: a smaller one only where that is ``WORTH_IT``.
+
+    Larger is not always faster: what a batch holds no longer fits into a core's cache at some point.
+
+    Args:
+        rates: texts a second by size, at least one.
+    """
+    best, *smaller = sorted(rates, reverse=True)
+    for one in smaller:
+        if one[1] > best[1] * WORTH_IT:
+            best = one
+    return best
 
 
 def choose(measured: Sequence[Measured]) -> Choice:
@@ -67,7 +95,19 @@ def choose(measured: Sequence[Measured]) -> Choice:
     batch = max([reference, *allowed], key=lambda m: m.rows_per_s)
     if batch.rows_per_s < reference.rows_per_s * WORTH_IT:
         batch = reference
-    return Choice(single.name, batch.name)
+    return Choice(single.name, batch.name, batch.batch_tokens, 0 if single is batch else _large_from(single, batch))
+
+
+def _large_from(single: Measured, batch: Measured) -> int:
+    """The smallest size of batch from which on the runtime for batches is no slower than the one for single texts."""
+    small, large = dict(single.rates), dict(batch.rates)
+    sizes = sorted(small.keys() & large.keys() - {1}, reverse=True)
+    found = 0
+    for size in sizes:
+        if large[size] < small[size] and found:
+            break
+        found = size
+    return found if found != min(sizes, default=0) else 0
 
 
 def lines(measured: Sequence[Measured], choice: Choice) -> list[str]:
@@ -77,10 +117,13 @@ def lines(measured: Sequence[Measured], choice: Choice) -> list[str]:
         if one.failed is not None:
             table.append(f"{one.name:<10} {one.failed}")
             continue
-        uses = [use for use, name in (("single texts", choice.single), ("batches", choice.batch)) if name == one.name]
+        large = f"batches from {choice.large_from:,} tokens on" if choice.large_from else "batches"
+        small = "single texts and small batches" if choice.large_from else "single texts"
+        uses = [use for use, name in ((small, choice.single), (large, choice.batch)) if name == one.name]
         said = f"serves {' and '.join(uses)}" if uses else (one.refusal or "slower")
+        size = "one by one" if one.batch_tokens == 1 else f"in batches of {one.batch_tokens:,} tokens"
         table.append(
-            f"{one.name:<10} {one.single_ms:7.1f} ms a text  {one.rows_per_s:8.1f} texts/s in batches  "
+            f"{one.name:<10} {one.single_ms:7.1f} ms a text  {one.rows_per_s:8.1f} texts/s {size:<26}  "
             f"agrees {one.agreement:7.2%}  {said}"
         )
     return table

@@ -13,34 +13,29 @@ import json
 import logging
 import math
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.errors import UserError, WorkFailed, first_line
 from pipeline.evaluate.classifier import Classifier, Runtime
-from pipeline.evaluate.golden import Golden, agreement
+from pipeline.evaluate.golden import Golden
+from pipeline.evaluate.passes import Passes
 from pipeline.storage import Place
-from pipeline.train import batches
 from serve.engine import onnx_file, runtimes
 from serve.engine.choice import FOLDER as FOLDER
 from serve.engine.choice import Choice, Measured, choose
+from serve.engine.race import MIN_ROWS, measure
 
 log = logging.getLogger("ray.serve")
 
-VERSION = 3  # raise it whenever a runtime is made in another way
-MIN_ROWS = 200  # golden rows; one in 200 is what may differ
-MAX_ROWS = 1_000
-SINGLES = 40  # texts that are run alone
-BUDGET_S = 90.0  # of measuring; MIN_ROWS are run even so
+VERSION = 4  # raise it whenever a runtime is made in another way
 MOST_S = 200.0  # a network that would take longer over MIN_ROWS serves as it is: whoever starts it would give up
 
 
@@ -61,9 +56,15 @@ class Record:
     digests: tuple[tuple[str, str], ...] = ()
 
     @property
-    def pass_tokens(self) -> float:
-        """Of the runtime for batches; infinite where nothing was measured."""
-        return next((m.pass_tokens for m in self.measured if m.name == self.choice.batch), math.inf)
+    def passes(self) -> Passes:
+        """Which batches the choice is fastest in."""
+        cost = {m.name: m.pass_tokens for m in self.measured}
+        return Passes(
+            self.choice.batch_tokens or math.inf,
+            self.choice.large_from,
+            cost.get(self.choice.batch, math.inf),
+            cost.get(self.choice.single, math.inf),
+        )
 
 
 def kind_of_machine() -> tuple[str, dict[str, Any]]:
@@ -106,10 +107,13 @@ def known(folder: Place, classifier: Classifier) -> Record | None:
         content = json.loads(file.read_text())
         if content["model"] != classifier.version or content["version"] != VERSION:
             return None
-        choice = Choice(str(content["single"]), str(content["batch"]))
-        if {choice.single, choice.batch} - set(runtimes.NAMES):
+        sizes = int(content["batch_tokens"]), int(content["large_from"])
+        choice = Choice(str(content["single"]), str(content["batch"]), *sizes)
+        if {choice.single, choice.batch} - set(runtimes.NAMES) or min(sizes) < 0:
             return None
-        measured = tuple(Measured(**m) for m in content["measured"])
+        measured = tuple(
+            Measured(**{**m, "rates": tuple((int(n), float(r)) for n, r in m["rates"])}) for m in content["measured"]
+        )
         if not all(math.isfinite(m.single_ms + m.rows_per_s + m.pass_tokens) for m in measured):
             return None
         digests = tuple((str(k), str(v)) for k, v in content["digests"].items())
@@ -209,80 +213,14 @@ def _seconds_a_text(classifier: Classifier, golden: Golden) -> float:
     return min(took)
 
 
-def measure(
-    classifier: Classifier,
-    golden: Golden,
-    made: dict[str, Runtime],
-    batch_tokens: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[Measured]:
-    """Time each runtime on golden rows and compare its answers, the network as evaluated first."""
-    golden = golden.head(MAX_ROWS)
-    ids = classifier.encode(golden.texts).ids
-    everyone = {runtimes.TORCH: classifier.as_evaluated, **made}
-    lengths = np.array([len(i) for i in ids])
-    order = np.argsort(-lengths, kind="stable")
-    single_ms: dict[str, list[float]] = {name: [] for name in everyone}
-    seconds = dict.fromkeys(everyone, 0.0)
-    logits = {name: np.zeros((len(ids), len(classifier.labels)), np.float32) for name in everyone}
-    failed: dict[str, str] = {}
-
-    def turn(name: str, rows: Sequence[int]) -> float:
-        inputs, mask = classifier.padded([ids[i] for i in rows])
-        began = clock()
-        try:
-            logits[name][list(rows)] = everyone[name](inputs, mask)
-        except Exception as e:  # a runtime may raise anything; then it does not serve
-            if name == runtimes.TORCH:
-                raise
-            failed[name] = f"cannot run: {first_line(e)[:200]}"
-        return clock() - began
-
-    until = clock() + BUDGET_S
-    spaced = order[:: max(1, len(order) // SINGLES)]
-    for i in (*spaced[:3], *spaced):  # the first ones warm everything up
-        for name in everyone:
-            if name not in failed:
-                single_ms[name].append(1_000 * turn(name, [int(i)]))
-    # Batches from all over the range of lengths first: the budget may end before all have had their turn.
-    cut = list(batches.cut(order, lengths[order], batch_tokens))
-    done: list[int] = []
-    tokens = 0  # padding included
-    for at in np.random.default_rng(0).permutation(len(cut)):
-        rows = [int(i) for i in cut[at]]
-        for name in everyone:
-            if name not in failed:
-                seconds[name] += turn(name, rows)
-        done += rows
-        tokens += len(rows) * int(lengths[rows].max())
-        if clock() > until and len(done) >= MIN_ROWS:
-            break
-    truth, exact = golden.labels[done], logits[runtimes.TORCH][done]
-    each = {name: seconds[name] / max(1, tokens) for name in everyone}  # of a token in a batch
-    middle = float(np.median(lengths[spaced]))
-    right = float((exact.argmax(1) == truth).mean())
-    return [
-        Measured(name, failed=failed[name])
-        if name in failed
-        else Measured(
-            name,
-            statistics.median(single_ms[name][3:]),
-            len(done) / max(seconds[name], 1e-9),
-            agreement(exact, logits[name][done]),
-            right - float((logits[name][done].argmax(1) == truth).mean()),
-            max(0.0, statistics.median(single_ms[name][3:]) / 1_000 / max(each[name], 1e-12) - middle),
-        )
-        for name in everyone
-    ]
-
-
 def _save(folder: Place, classifier: Classifier, record: Record, files: dict[str, bytes]) -> None:
     """Leave the outcome with the checkpoint, its files first; where nothing may be written there, it is lost."""
     name, facts = kind_of_machine()
     content = {
         "version": VERSION, "model": classifier.version, "machine": facts,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "single": record.choice.single, "batch": record.choice.batch,
+        "single": record.choice.single, "batch": record.choice.batch, "batch_tokens": record.choice.batch_tokens,
+        "large_from": record.choice.large_from,
         "measured": [asdict(m) for m in record.measured], "digests": dict(record.digests),
     }  # fmt: skip
     try:

@@ -56,7 +56,7 @@ def load(
         classifier.as_it_is()
         log.warning("%s: the engine %s cannot be loaded (%s): torch serves instead", folder, record.choice, e)
         return classifier, Record(Choice(runtimes.TORCH, runtimes.TORCH), record.measured, reason=f"{e}")
-    classifier.pass_tokens = record.pass_tokens
+    classifier.passes = record.passes
     classifier.runs = {"single": record.choice.single, "batch": record.choice.batch}
     return classifier, record
 

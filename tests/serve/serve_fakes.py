@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from pipeline.evaluate.passes import ANY
+
 
 class FakeEngine:
     """Tokens are words; the label is the last word if it is one of ``labels``, else the first label."""
@@ -17,7 +19,7 @@ class FakeEngine:
     labels = ["business", "science", "sport", "world"]  # noqa: RUF012
     version = "fake-1"
     max_tokens = 16
-    pass_tokens = float("inf")
+    passes = ANY
     runs = {"single": "fake", "batch": "fake"}  # noqa: RUF012
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -40,7 +42,7 @@ class FakeEngine:
             cleaned=list(texts),
         )
 
-    def all_logits(self, ids: Sequence[np.ndarray], batch_tokens: int) -> np.ndarray:
+    def all_logits(self, ids: Sequence[np.ndarray], batch_tokens: int, large: bool = False) -> np.ndarray:
         return self.logits(ids)
 
     def length(self, text: str) -> int:

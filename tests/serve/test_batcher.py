@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.evaluate.passes import Passes
 from serve.batcher import Entry, Queue, QueueFull, Ticket, fill
 
 
@@ -121,3 +122,13 @@ def test_nothing_is_lost_nothing_starves(
     out = ran + expired
     assert len({id(e) for e in out}) == len(out)
     assert {id(e) for e in out} == {id(e) for e in entries if not e.ticket.cancelled}
+
+
+def test_few_texts_are_padded_as_what_runs_small_batches_likes_it() -> None:
+    passes = Passes(large_from=100, padding=1_000, small_padding=5)
+    for count, together in ((3, 2), (20, 20)):
+        queue = Queue(2_048, 100, passes)
+        queue.reserve(count)
+        queue.add(waiting(*([10, 30, 12] if count == 3 else [10, 30] * 10)))
+        assert len(queue.take(0.0).entries) == together
+    assert Queue(2_048, 100, Passes(batch_tokens=512)).batch_tokens == 512

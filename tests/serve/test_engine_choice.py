@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from serve.engine.choice import Choice, Measured, choose, lines
+from dataclasses import replace
+
+from serve.engine.choice import Choice, Measured, best_size, choose, lines
 
 TORCH = Measured("torch", 10.0, 100.0, 1.0, 0.0)
 
@@ -35,3 +37,24 @@ def test_parity_comes_before_speed() -> None:
 
 def test_exactly_at_the_limits_is_allowed() -> None:
     assert Measured("onnx", 1, 1, 0.995, 0.003).refusal is None
+
+
+def test_batches_are_as_large_as_they_get_faster() -> None:
+    assert best_size([(1, 190.0), (256, 170.0), (2048, 110.0)]) == (1, 190.0)
+    assert best_size([(1, 100.0), (512, 109.0), (2048, 105.0)]) == (2048, 105.0)  # not worth more passes
+    assert best_size([(2048, 7.0)]) == (2048, 7.0)
+    small = Measured("onnx-int8", 5.0, 190.0, 0.998, 0.0, batch_tokens=1)
+    assert choose([TORCH, small]) == Choice("onnx-int8", "onnx-int8", 1)
+    assert "190.0 texts/s one by one" in lines([TORCH, small], choose([TORCH, small]))[1]
+
+
+def test_small_batches_go_where_single_texts_go() -> None:
+    rates = ((1, 40.0), (256, 120.0), (512, 200.0), (1024, 270.0), (2048, 290.0))
+    torch = Measured("torch", 22.0, 290.0, 1.0, 0.0, batch_tokens=2048, rates=rates)
+    rates = ((1, 207.0), (256, 246.0), (512, 255.0), (1024, 257.0), (2048, 208.0))
+    small = Measured("onnx-int8", 4.7, 257.0, 0.997, 0.0, batch_tokens=1024, rates=rates)
+    found = choose([torch, small])
+    assert found == Choice("onnx-int8", "torch", 2048, 1024)
+    assert "serves single texts and small batches" in lines([torch, small], found)[1]
+    assert "serves batches from 1,024 tokens on" in lines([torch, small], found)[0]
+    assert choose([replace(torch, rates=((1, 40.0), (256, 999.0), (2048, 999.0))), small]).large_from == 0

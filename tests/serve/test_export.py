@@ -70,7 +70,9 @@ def test_measuring_runs_every_engine_on_the_same_rows(folder: Path) -> None:
     assert found["torch"].rows_per_s > 0 < found["torch"].single_ms
     assert found["wrong"].agreement < 0.5 < found["wrong"].accuracy_loss
     assert found["broken"].failed == "cannot run: no kernel"
-    assert sum(s for s in sizes if s > 1) >= ROWS - 1
+    assert sum(s for s in sizes if s > 1) >= 2 * (ROWS - 1)  # in batches of both sizes
+    assert [size for size, _ in found["torch"].rates] == [1, 256, 512]
+    assert found["torch"].batch_tokens in (1, 256, 512)
 
 
 def test_the_choice_is_made_once_and_kept_with_the_checkpoint(folder: Path, fast_int8: None) -> None:
@@ -94,7 +96,16 @@ def test_a_record_of_other_weights_or_a_damaged_one_is_not_believed(folder: Path
     classifier = Classifier.load(str(folder))
     content = json.loads(file.read_text())
     assert export.known(Place.of(folder), classifier) is not None
-    for damage in ({"model": "other"}, {"single": "rm -rf"}, {"version": 0}, {"measured": 3}, {"digests": []}):
+    damages = {
+        "model": "other",
+        "single": "rm -rf",
+        "version": 0,
+        "measured": 3,
+        "digests": [],
+        "batch_tokens": -1,
+        "large_from": -1,
+    }
+    for damage in ({key: value} for key, value in damages.items()):
         file.write_text(json.dumps({**content, **damage}))
         assert export.known(Place.of(folder), classifier) is None
     file.write_text("{")
