@@ -35,7 +35,7 @@ from serve.engine.race import MIN_ROWS, measure
 
 log = logging.getLogger("ray.serve")
 
-VERSION = 4  # raise it whenever a runtime is made in another way
+VERSION = 5  # raise it whenever a runtime is made in another way
 MOST_S = 200.0  # a network that would take longer over MIN_ROWS serves as it is: whoever starts it would give up
 
 
