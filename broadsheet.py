@@ -93,7 +93,7 @@ def _load(options: dict[str, Any], where: str | None = None) -> Config:
     from pipeline import config
 
     flags = {key: options.pop(flag) for flag, key in FLAGS.items() if flag in options}
-    if flags.get("data.dataset") and flags.get("data.train"):
+    if flags.get("data.dataset") not in (None, "auto", "files") and flags.get("data.train"):
         raise UserError("--dataset names data of ours and --data yours: leave one of the two away")
     found = config.load(options.pop("config_file"), options.pop("sets"), flags)
     console.about(where or found.name)

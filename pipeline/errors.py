@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_WAY = {
@@ -43,10 +44,12 @@ def of_system(error: BaseException | None) -> UserError | WorkFailed | None:
         error = getattr(error, "cause", None) or error.__cause__
     if not isinstance(error, OSError):
         return None
-    where = error.filename if isinstance(error.filename, str) else first_line(error)
+    named = isinstance(error.filename, str)
+    where = error.filename if named else first_line(error)
     if error.errno in _FULL:
         return WorkFailed(f"the disk is full ({where}): make room, and the same command goes on from what is finished")
-    if error.errno in _NO_WAY:
+    about_file = named or "/" in where  # pyarrow has the name in its sentence only
+    if error.errno in _NO_WAY and about_file and not (error.errno == errno.EEXIST and os.path.isdir(where)):
         why = _NO_WAY[error.errno]
         return UserError(f"{where}: cannot be used, {why}: name another place (--storage, --out), or put that right")
     return None

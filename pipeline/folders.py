@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pyarrow import fs
@@ -41,10 +41,11 @@ def local_folder(where: str | Path | Place) -> Iterator[Path]:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file or folder is on the disk itself."""
+    """Wait until a file or folder is on the disk itself; some shares can do that for files only."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -71,7 +72,8 @@ def put_folder(local: Path, where: Place, last: str | None = None) -> None:
         for left in (staging, old):
             shutil.rmtree(left, ignore_errors=True)
         shutil.copytree(local, staging)
-        staging.chmod(0o755)  # a temporary folder is closed to all others; whoever reads this may be another user
+        # A temporary folder is closed to all others; whoever reads this may be another user.
+        staging.chmod(target.parent.stat().st_mode & 0o777)
         for each in [*staging.rglob("*"), staging]:
             _to_disk(each)
         if target.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import re
+from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -16,8 +18,22 @@ class Section(BaseModel):
     @classmethod
     def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads 'on' and 'yes' as true, which pydantic would take for 1."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        kinds = set(get_args(kind) or (kind,))
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+        kind = str(cls.model_fields[info.field_name or ""].annotation)
+        if (
+            re.search(r"\b(int|float)\b", kind)
+            and "bool" not in kind
+            and any(isinstance(v, bool) for v in _inside(value))
+        ):
             raise ValueError("a number is wanted here, not yes or no")
         return value
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """A value, or those of a list or mapping."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _inside(one)
+    else:
+        yield value

@@ -145,7 +145,7 @@ def compare(config: Config, runs: tuple[str, str], out: str | None) -> None:
     a = Predictions.load(runs[0])
     other = Predictions.load(runs[1])
     b = comparison.aligned(a, other, runs)
-    if a.data != other.data:
+    if None not in (a.data, other.data) and a.data != other.data:
         said = (
             "their data was prepared differently: the rows have the same ids and labels, but perhaps not the same texts"
         )

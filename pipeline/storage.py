@@ -24,8 +24,10 @@ from pipeline.errors import UserError
 from pipeline.object_store import REMOTE, REMOTE_BUFFER, Steady, in_words, is_remote, matches, s3, split
 
 # Hidden, or what Spark, Delta, Hive and ``broadsheet predict`` write beside their data.
-_BESIDE = re.compile(r"\.|_(SUCCESS|plan\.json$|metadata$|common_metadata$|committed_|started_|temporary$|delta_log$)")
-
+_BESIDE = re.compile(
+    r"\.|lost\+found$|_(SUCCESS|plan\.json$|metadata$|common_metadata$|committed_|started_|temporary$|delta_log$)"
+)
+_ROWS = re.compile(r"\.(csv|tsv|tab|jsonl?|ndjson|parquet|txt)(\.(gz|zst|bz2))?$", re.IGNORECASE)
 GS_SECONDS = 30
 
 
@@ -267,7 +269,7 @@ def _below(folder: str) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _BESIDE.match(name))
         for file in (os.path.join(path, name) for name in files if not _BESIDE.match(name)):
-            if os.path.islink(file) and not os.path.exists(file):
+            if os.path.islink(file) and not os.path.exists(file) and _ROWS.search(file):
                 raise UserError(f"{file} is a link that leads nowhere: its rows would be missing. Mend or remove it")
             if os.path.isfile(file):
                 yield file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +17,8 @@ from pipeline.object_store import is_remote
 from pipeline.storage import Place
 
 VERBS = ("run", "prepare", "train", "tune", "evaluate", "predict", "serve", "doctor")
-WRITES = ("run", "prepare", "train", "tune", "evaluate")  # two of them on one run would get in each other's way
-MEANT = (
-    "run",
-    "prepare",
-    "train",
-    "tune",
-    "predict",
-)  # by 'stop RUN', rather than a command that only looks at the run
+WRITES = ("run", "prepare", "train", "tune")  # two of them on one run would get in each other's way
+MEANT = (*WRITES, "predict")  # by 'stop RUN', rather than a command that only looks at the run
 NAMES_A_RUN = ("where", "checkpoint", "show", "compare", "update", "promote", "rollback", "status", "stop")
 EXCLUDED = [".git", ".venv", "runs"]  # of the working directory, beside what .gitignore names
 
@@ -126,7 +121,7 @@ def _check_travels(options: Mapping[str, Any], config: Config) -> None:
 
 
 def _is_relative(path: str) -> bool:
-    return not is_remote(path) and not Path(path).expanduser().is_absolute()
+    return not is_remote(path) and not os.path.isabs(os.path.expanduser(path))
 
 
 def _about(verb: str, options: Mapping[str, Any], config: Config) -> str:

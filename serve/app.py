@@ -118,6 +118,8 @@ def refusal(engine: Engine, golden: Golden | None, batch_tokens: int) -> str | N
     if engine.runs["single"] == engine.runs["batch"]:
         return golden.failure(lambda texts: engine.all_logits(engine.encode(texts).ids, batch_tokens))
     failure = golden.failure(lambda texts: engine.all_logits(engine.encode(texts).ids, batch_tokens, large=True))
+    if failure is None and engine.passes.large_from:  # small batches are the other one's
+        failure = golden.failure(lambda texts: engine.all_logits(engine.encode(texts).ids, batch_tokens))
     if failure is None:
         failure = golden.failure(lambda texts: np.concatenate([engine.logits([r]) for r in engine.encode(texts).ids]))
     return failure

@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+from pipeline.evaluate.passes import Passes
+from pipeline.train import batches
+
+if TYPE_CHECKING:
     from pipeline.config import ServeConfig
 
 QUANTILE = 0.95
@@ -31,6 +34,8 @@ SECONDS = 2.0  # of measuring, each way
 
 class Engine(Protocol):
     """What is measured."""
+
+    passes: Passes
 
     def encode(self, texts: Sequence[str]) -> Encoded: ...
     def logits(self, ids: Sequence[np.ndarray]) -> np.ndarray: ...
@@ -144,7 +149,7 @@ def measure(
     Args:
         engine: as a replica loads it.
         texts: like those to come.
-        batch: texts in a batch.
+        batch: texts at a time, in as many passes as the engine makes of them.
         batch_tokens: the most of a forward pass.
         seconds: for texts alone, and for batches.
     """
@@ -166,7 +171,10 @@ def measure(
         ids = engine.encode(group).ids
         engine.all_logits(ids, batch_tokens)
         spent += time.perf_counter() - began
-        done, passes, tokens = done + len(group), passes + 1, tokens + sum(len(row) for row in ids)
+        lengths = np.sort([len(row) for row in ids])[::-1]
+        most = int(min(batch_tokens, engine.passes.batch_tokens))
+        passes += sum(1 for _ in batches.cut(np.arange(len(ids)), lengths, most))
+        done, tokens = done + len(group), tokens + int(lengths.sum())
         if spent > seconds and passes >= 3:
             break
     return Rates(1_000 * statistics.median(singles), done / spent, done / passes, tokens / done)

@@ -100,7 +100,7 @@ class Batcher:
         self._queue = Queue(batch_tokens, max_queue, passes)
         self._calls: deque[_Call] = deque()
         self._observe = observe
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = self._queue.batch_tokens
         self.max_queue = max_queue
         self.timeout_s = timeout_s
         self._wake = threading.Condition()

@@ -73,6 +73,8 @@ def test_bad_value_names_its_key(item: str) -> None:
         ("serve.min_replicas=9", "max_replicas is below"),
         ("serve.rate_limit=on", "'serve.rate_limit': a number is wanted here, not yes or no"),
         ("train.workers=yes", "'train.workers': a number is wanted"),
+        ("train.evaluate_at=[yes]", "'train.evaluate_at': a number is wanted"),
+        ("train.class_weights={a: yes}", "'train.class_weights': a number is wanted"),
         ("storage=", "config key 'storage'"),
         ("seed=null", "config key 'seed'"),
         ("train.class_weights={sport: high}", "config key 'train.class_weights'"),

@@ -248,7 +248,7 @@ def test_other_data_leaves_a_checkpoint_as_it_is(done: stages.Job, prepared: Pre
 
 
 def test_data_of_another_tokenizer_is_read_with_the_checkpoints_own(
-    done: stages.Job, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: stages.Job, config: Config, tmp_path: Path
 ) -> None:
     smaller, _ = preparation.prepare(config.updated({"model.vocab_size": 100}), done.model, None)
     assert done.checkpoint is not None
@@ -259,7 +259,6 @@ def test_data_of_another_tokenizer_is_read_with_the_checkpoints_own(
     assert found.metrics["test"]["accuracy"] == own["test"]["accuracy"]  # the same texts
     assert found.metrics["baseline"] is None
     assert found.metrics["rows"]["trained_on"] is None
-    assert "training rows" in capsys.readouterr().err or found.metrics["evidence"] is None
 
 
 def test_a_second_run_reuses_everything(done: stages.Job, config: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,8 +73,8 @@ def resolve(config: Config) -> tuple[Config, str]:
     else:
         found = _tab(data.dataset, "named in the configuration")
     # What is given for files of one's own must not be lost without a word.
-    flags = {"test": "--test", "validation": "--validation", "text": "--text", "label": "--label", "format": "--format"}
-    brought = {key.removeprefix("data.") for key in found.changes} | {"validation"}
+    flags = {"test": "--test", "text": "--text", "label": "--label", "format": "--format"}
+    brought = {key.removeprefix("data.") for key in found.changes} | {"format"}
     for key in sorted(brought & data.model_fields_set & (flags.keys() | {"labels"})):
         default = type(data).model_fields[key].get_default()
         if getattr(data, key) not in (default, found.changes.get(f"data.{key}")):

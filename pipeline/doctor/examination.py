@@ -100,7 +100,7 @@ def _line(n: NodeFacts, here: str) -> str:
 def _attempt(subject: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(subject, True, look())
-    except UserError as e:
+    except (UserError, WorkFailed) as e:
         return Finding(subject, False, "cannot be used", str(e))
 
 
@@ -109,10 +109,12 @@ def _serves() -> int | None:
     import ray
 
     try:
-        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", "serve")  # private: tests/test_command_line.py watches it
+        controller = ray.get_actor(
+            "SERVE_CONTROLLER_ACTOR", "serve"
+        )  # private: tests/serve/test_serve_e2e.py watches it
         told: Any = ray.get(controller.get_http_config.remote(), timeout=SERVE_S)
         return int(told.port)
-    except (ValueError, ray.exceptions.RayError):
+    except (ValueError, AttributeError, ray.exceptions.RayError):
         return None
 
 

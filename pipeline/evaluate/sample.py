@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from pipeline.data.prepared import Head, Prepared
+from pipeline.data.prepared import Prepared
 from pipeline.train import batches
 
 COLUMNS = ("id", "text", "label", "input_ids")
@@ -26,8 +27,14 @@ def rows(prepared: Prepared, split: str, most: int, seed: int) -> pa.Table:
         most: rows, exceeded only where there are more classes.
         seed: of the draw.
     """
-    table = Head.of(prepared, 2 * most).table(split, [*COLUMNS, "augmentation"])
-    table = table.filter(pc.is_null(table["augmentation"])).select(COLUMNS)
+    tables: list[pa.Table] = []
+    for shard in prepared.shards(split):
+        with shard.open_random() as f:
+            table = pq.ParquetFile(f).read(columns=[*COLUMNS, "augmentation"])
+        tables.append(table.filter(pc.is_null(table["augmentation"])).select(COLUMNS))
+        if sum(t.num_rows for t in tables) >= 2 * most:
+            break
+    table = pa.concat_tables(tables)
     return table.take(pa.array(batches.sample(table["label"].to_numpy().astype(np.int64), most, seed)))
 
 

@@ -56,7 +56,7 @@ class Choice:
     Attributes:
         single: the runtime for texts alone and small batches.
         batch: the runtime for large ones.
-        batch_tokens: the most of a batch, rows x longest; 0: as configured.
+        batch_tokens: the most of a batch, rows x longest; 0: as configured, as the largest tried is fastest.
         large_from: the size from which a batch is large; 0: all are.
     """
 
@@ -95,19 +95,19 @@ def choose(measured: Sequence[Measured]) -> Choice:
     batch = max([reference, *allowed], key=lambda m: m.rows_per_s)
     if batch.rows_per_s < reference.rows_per_s * WORTH_IT:
         batch = reference
-    return Choice(single.name, batch.name, batch.batch_tokens, 0 if single is batch else _large_from(single, batch))
+    if batch.batch_tokens == 1:  # no batch is faster than one text after the other
+        batch = single
+    largest = max((size for size, _ in batch.rates), default=0)
+    most = 0 if batch.batch_tokens == largest else batch.batch_tokens
+    return Choice(single.name, batch.name, most, 0 if single is batch else _large_from(single, batch))
 
 
 def _large_from(single: Measured, batch: Measured) -> int:
     """The smallest size of batch from which on the runtime for batches is no slower than the one for single texts."""
     small, large = dict(single.rates), dict(batch.rates)
-    sizes = sorted(small.keys() & large.keys() - {1}, reverse=True)
-    found = 0
-    for size in sizes:
-        if large[size] < small[size] and found:
-            break
-        found = size
-    return found if found != min(sizes, default=0) else 0
+    sizes = sorted(size for size in small.keys() & large.keys() if 1 < size <= batch.batch_tokens)
+    slower = [size for size in sizes if large[size] < small[size]]
+    return min((size for size in sizes if size > max(slower)), default=sizes[-1]) if slower else 0
 
 
 def lines(measured: Sequence[Measured], choice: Choice) -> list[str]:

@@ -19,6 +19,7 @@ from serve.engine.choice import Measured, best_size
 MIN_ROWS = 200  # golden rows; one in 200 is what may differ
 MAX_ROWS = 1_000
 SINGLES, LEAST_SINGLES = 200, 40  # texts that are run alone
+CACHED_TOKENS = 512  # a larger batch takes long enough to fetch what it needs
 TOGETHER = 8  # of them that a runtime takes in a row
 SIZES = (256, 512, 1_024)  # of batches that are tried beside the largest, in tokens
 BUDGET_S = 90.0  # of measuring; MIN_ROWS are run in the largest batches even so
@@ -50,8 +51,8 @@ class Race:
     def run(self, some: Sequence[Sequence[int]]) -> dict[str, list[float]]:
         """Seconds of each of some batches by runtime, of those that fail no longer.
 
-        A runtime takes all of them before the next one does, and the first of them once more beforehand: in a replica
-        it is alone, and finds its weights in the processor's caches where the one before would have left its own.
+        A runtime takes all of them before the next one does, and the first of them once more beforehand if it is small:
+        in a replica it is alone, and finds its weights in the processor's caches where the one before left its own.
         """
         padded = [self._classifier.padded([self._ids[i] for i in rows]) for rows in some]
         seconds: dict[str, list[float]] = {}
@@ -61,7 +62,8 @@ class Race:
                 continue
             took, found = [], []
             try:
-                runtime(*padded[0])
+                if padded[0][0].size <= CACHED_TOKENS:
+                    runtime(*padded[0])
                 for inputs, mask in padded:
                     began = self._clock()
                     found.append(runtime(inputs, mask).argmax(1))

@@ -36,7 +36,7 @@ def test_own_files_win_over_the_data_set() -> None:
     ("item", "said"),
     [
         ({"data.test": ("mine.csv",)}, "--test goes with --data"),
-        ({"data.validation": ("mine.csv",)}, "--validation goes with --data"),
+        ({"data.format": "csv"}, "--format goes with --data"),
         ({"data.text": ("body",)}, "--text goes with --data"),
         ({"data.labels": ("a", "b")}, "data.labels goes with --data"),
     ],

@@ -20,6 +20,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.config import Config
+from pipeline.doctor import examination
 from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.reference import make
@@ -231,6 +232,7 @@ def test_only_loopback_listens(url: str, settings: Config) -> None:
         with socket.socket() as s:
             assert own == "127.0.0.1" or s.connect_ex((own, int(port))) != 0
     assert deploy.listens_on() == "127.0.0.1"
+    assert examination._serves() == settings.serve.port
     counted = httpx.get(f"http://127.0.0.1:{os.environ['RAY_SERVE_HAPROXY_METRICS_PORT']}/metrics").text
     assert 'haproxy_frontend_http_responses_total{proxy="http_frontend",code="4xx"}' in counted  # see alerts.yaml
 
