@@ -5,17 +5,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline import auth_token, raylet
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed, first_line
+from pipeline.processors import local_cpus
 
 REACH_SECONDS = 5.0
 AUTH_MODE = "RAY_AUTH_MODE"
@@ -63,25 +62,6 @@ class Resources:
         cpus = f"{self.cpus} CPUs" + (f" ({each})" if 1 < self.nodes <= 8 else "")
         nodes = f"{self.nodes} node{'s' if self.nodes != 1 else ''}"
         return f"{nodes}, {cpus}, {self.gpus} GPUs, {self.memory_gb:.0f} GB memory"
-
-
-def local_cpus() -> int:
-    """The cores this process may use: those it is held to, or as many as its container is given the time of."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _quota()))
-
-
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors' worth of time that the control group may take, rounded up; a large number where it may take all."""
-    try:
-        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()  # cgroup v2
-    except (OSError, ValueError):
-        try:
-            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            quota, period = ((root / "cpu" / name).read_text(encoding="ascii") for name in names)
-        except OSError:
-            return sys.maxsize
-    return -(-int(quota) // int(period)) if quota.strip().lstrip("-").isdigit() and int(quota) > 0 else sys.maxsize
 
 
 def connect(address: str | None = None, dashboard: bool = False) -> Resources:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import ray
@@ -148,21 +146,3 @@ def test_our_own_errors_count_before_those_of_ray_and_bugs_stay_bugs() -> None:
     interrupted = KeyboardInterrupt()
     interrupted.__context__ = broken.NodeDiedError("node 1")
     assert our_error(interrupted) is None, "Ctrl-C stays Ctrl-C"
-
-
-@pytest.mark.parametrize(
-    ("files", "processors"),
-    [
-        ({"cpu.max": "200000 100000"}, 2),
-        ({"cpu.max": "150000 100000"}, 2),
-        ({"cpu.max": "max 100000"}, sys.maxsize),
-        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, sys.maxsize),
-        ({}, sys.maxsize),
-    ],
-)
-def test_a_containers_limit_counts(files: dict[str, str], processors: int, tmp_path: Path) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content + "\n")
-    assert cluster._quota(tmp_path) == processors
