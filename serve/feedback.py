@@ -133,7 +133,7 @@ class FeedbackLog:
 
 
 def _chars(rows: Sequence[dict[str, Any]]) -> int:
-    return sum(len(row["text"]) for row in rows)
+    return sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
 
 
 def write(folder: Place, rows: Sequence[dict[str, Any]]) -> Place:

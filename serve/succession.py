@@ -133,6 +133,8 @@ def rival(endpoint: Endpoint | None, base: Run, config: Config) -> Run:
     else:
         found = Run.open(endpoint.checkpoint)
     if endpoint is not None and endpoint.checkpoint == str(found.checkpoint) and not endpoint.serves(found.checkpoint):
+        if found.place == new.parent:
+            raise UserError(f"{new.parent} was trained again while it serves: choose another --name for this one")
         serves = "" if endpoint.version.startswith(TAGGED) else f" (it serves {endpoint.version})"
         raise UserError(
             f"{found.checkpoint} was trained again since the endpoint took it{serves}, so what serves cannot be "
@@ -163,6 +165,9 @@ def conclude(config: Config, base: Run, address: str | None) -> None:
         end, following = f"nothing was promoted: {release_stage.nowhere(config, address)}", f"broadsheet serve {new}"
     elif endpoint.serves(new / "checkpoint"):
         end, following = f"{new} serves already", "broadsheet serve --status"
+        facts["promoted"] = True
+    elif stage.was_promoted(new, facts["training"]):
+        end = f"{new} was promoted before, and taken back since: not promoted again by itself"
         facts["promoted"] = True
     elif not decision.promote:
         end = f"{against.place} goes on serving"

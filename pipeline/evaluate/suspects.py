@@ -6,8 +6,6 @@ suspect when the model is at least as sure of another class as it usually is of 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline import spreadsheet
 from pipeline.data.prepared import Prepared, Tokens
 from pipeline.evaluate import sample
 from pipeline.train.linear import features
@@ -27,7 +26,6 @@ FOLDS = 5
 NGRAMS = 2
 COLUMNS = ("id", "split", "text", "label", "suggested", "confidence")
 TEXT_CHARACTERS = 500
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formulas begin
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -181,16 +179,5 @@ def listed(
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as csv with ``COLUMNS``, which ``data.corrections`` takes, made for the spreadsheet it is edited in.
-
-    It begins with the mark by which Excel knows UTF-8, and a text that a spreadsheet would take for a formula gets an
-    apostrophe: the text is for reading, and corrections do not look at it.
-    """
-    sink = io.StringIO()
-    sink.write("\ufeff")
-    writer = csv.DictWriter(sink, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        text = row["text"]
-        writer.writerow({**row, "text": f"'{text}" if text.startswith(FORMULA) else text})
-    return sink.getvalue()
+    """Rows as csv with ``COLUMNS``, which ``data.corrections`` takes; it does not look at the text."""
+    return spreadsheet.to_csv(COLUMNS, rows, ("text",))

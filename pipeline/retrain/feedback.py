@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Config
 from pipeline.data import clean, dedup
-from pipeline.data.columns import one
 from pipeline.errors import UserError, first_line
 from pipeline.retrain import merge
 from pipeline.storage import Place
@@ -51,8 +50,11 @@ def read(files: Sequence[Place]) -> pa.Table:
 
 def cleaned(table: pa.Table, config: Config) -> tuple[list[str], list[merge.Said]]:
     """The texts of feedback, cleaned as training rows are, and the rows as the rules of ``merge`` see them."""
-    raw = one(pc.utf8_slice_codeunits(pc.fill_null(table["text"], ""), 0, config.data.max_chars))
-    texts = clean.clean_column(raw, clean.chosen(config.data.extra_rules)).to_pylist()
+    raw = pc.utf8_slice_codeunits(pc.fill_null(table["text"], ""), 0, config.data.max_chars)
+    rules = clean.chosen(config.data.extra_rules)
+    texts: list[str] = []
+    for chunk in raw.chunks:  # file by file: all in one would not fit into Arrow's 2 GiB at some point
+        texts += clean.clean_column(chunk, rules).to_pylist()
     when = pc.fill_null(table["received"].cast(pa.int64()), -1).to_pylist()
     labels = [(label or "").strip() for label in table["label"].to_pylist()]
     usable = [len(text) >= config.data.min_chars and bool(label) for text, label in zip(texts, labels, strict=True)]

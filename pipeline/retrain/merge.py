@@ -21,6 +21,7 @@ HELD_OUT = "text of a held-out row"
 DISPUTES = "disputes a held-out row"
 REPEATED = "said again"
 SUPERSEDED = "another label was said later"
+EARLIER = "counted in an earlier round"
 CONTRADICTORY = "several labels at one time"
 UNKNOWN = "label unknown to the model"
 NO_TEXT = "text or label missing, or text too short"
@@ -42,12 +43,14 @@ class Said:
         label: as given.
         when: microseconds since 1970 when it was received; -1 where that is not known.
         usable: whether there is a label, and text enough.
+        earlier: whether the run that this one starts from was made with it: it has had its say.
     """
 
     key: bytes
     label: str
     when: int
     usable: bool = True
+    earlier: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def settle(said: Sequence[Said], labels: Collection[str]) -> tuple[list[str | No
     outcomes: list[str | None] = [None] * len(said)
     by_key: dict[bytes, list[int]] = {}
     for i, one in enumerate(said):
-        if not one.usable:
+        if one.earlier:
+            outcomes[i] = EARLIER
+        elif not one.usable:
             outcomes[i] = NO_TEXT
         elif one.label not in labels:
             outcomes[i] = UNKNOWN

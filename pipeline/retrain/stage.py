@@ -117,7 +117,8 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
         made = version.make(base, config, run, folder, "drop" if suspects == "drop" else "ignore", file)
         _say(base, made, folder)
         if not made.learns:
-            console.say("done", f"nothing that {base.place} does not know already: no run was made")
+            told = f"; what became of each row of feedback: {made.place / version.TOLD}" if folder is not None else ""
+            console.say("done", f"nothing that {base.place} does not know already: no run was made{told}")
             return None
         job = stages.Job(
             made.config(config),
@@ -126,7 +127,12 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
         )
         stages.make_prepared(job, address)
         assert job.prepared is not None
-        bases.check_same_test(job.prepared, bases.origins(run), tested)
+        try:
+            bases.check_same_test(job.prepared, bases.origins(run), tested)
+        except UserError:
+            if not made.reused:  # made with settings that will not do: the same command with others makes it anew
+                made.place.delete()
+            raise
         _say_fate(job.prepared)
         stages.learn(job, address)
     return job
@@ -157,11 +163,19 @@ def _say(base: Run, made: version.Version, folder: Place | None) -> None:
 
 
 def _say_fate(prepared: Prepared) -> None:
-    """Say which new rows are not trained on, and why: nearly equal to another row, for one."""
+    """Say which new rows are not trained on, and why (nearly equal to another row, for one), and how many training rows
+    gave way to new ones."""
     why: Counter[str] = Counter()
     for folder in ("duplicates", "rejected"):
         if prepared.shards(folder):
-            rows = prepared.table(folder, ["id", "reason"])
+            columns = ["id", "reason", *(["kept_id"] if folder == "duplicates" else [])]
+            rows = prepared.table(folder, columns)
+            if folder == "duplicates":
+                kept = pc.starts_with(rows["kept_id"], f"{version.FEEDBACK}:")
+                gave_way = rows.filter(pc.and_(kept, pc.starts_with(rows["id"], "train-"))).num_rows
+                if gave_way:
+                    console.warn("feedback", f"{gave_way:,} training rows gave way to feedback that is nearly equal: "
+                                 f"{prepared.place / 'duplicates'} lists them")  # fmt: skip
             ours = rows.filter(pc.starts_with(rows["id"], f"{version.FEEDBACK}:"))
             why.update(ours["reason"].to_pylist())
     if why:
@@ -203,11 +217,24 @@ def judge(run: Place, rival: Run, seed: int) -> tuple[Decision, dict[str, Any]]:
         "rival": str(rival.checkpoint),
         "better": decision.promote,
         "reason": decision.reason,
+        "training": new.fingerprint,
         "promoted": False,
         "comparison": result,
         "version": (bases.read_version(run) or {}).get("ledger"),
     }
     return decision, facts
+
+
+def was_promoted(run: Place, training: str) -> bool:
+    """Whether ``decision.json`` says that this very training was promoted."""
+    file = run / DECISION
+    if not file.exists():
+        return False
+    try:
+        before = json.loads(file.read_text())
+        return bool(before["promoted"]) and before.get("training") == training
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def note(run: Place, facts: Mapping[str, Any]) -> None:

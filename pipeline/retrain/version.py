@@ -12,14 +12,15 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import spreadsheet
 from pipeline.config import Config
 from pipeline.data import corrections, dedup
 from pipeline.data.prepared import Prepared
@@ -37,6 +38,8 @@ MOST = 0.05  # of a class' training rows
 FEEDBACK = "feedback.parquet"  # named so that it comes before train-*: of nearly equal texts the first one is kept
 FEEDBACK_COLUMNS = ("id", "text", "label", "received", "predicted", "note", "outcome")
 CHANGES_COLUMNS = ("id", "text", "label", "new_label", "why")
+TOLD = "feedback.csv"
+CLEANING = ("min_chars", "max_chars", "extra_rules")  # of feedback, as of training rows
 SHOWN = 500  # characters of a text in the csv files
 
 
@@ -99,6 +102,8 @@ def make(
         "suspects": suspects,
         "corrections": corrections.content(given),
         "max_rows": config.train.max_rows,
+        "seed": config.seed if config.train.max_rows is not None else None,
+        **{key: config.model_dump(mode="json")["data"][key] for key in CLEANING},
         "port": config.serve.port,  # for the same command to find the endpoint again; another one is no other data
     }
     files = feedback.files_of(folder) if folder is not None else []
@@ -114,8 +119,11 @@ def make(
     labels = base.prepared.labels
     texts: list[str] = []
     said: list[merge.Said] = []
+    earlier = set((read_version(base.place) or {}).get("files", ()))
     if said_table is not None:
         texts, said = feedback.cleaned(said_table, config)
+        names = (name.rsplit(":", 1)[0] for name in said_table["id"].to_pylist())
+        said = [replace(one, earlier=name in earlier) for one, name in zip(said, names, strict=True)]
     by_id: dict[str, tuple[str, str | None]] = {}
     if changes is not None:
         corrections.check_labels(changes, dict.fromkeys(labels, 1))
@@ -133,24 +141,29 @@ def make(
     if not version.learns:
         _undo(place)
         return version
-    content = {"root": base.root, "made_of": made_of, "files": [f.name for f in files], "ledger": version.ledger}
+    known = sorted(earlier | {f.name for f in files})
+    content = {"root": base.root, "made_of": made_of, "files": known, "ledger": version.ledger}
     (place / FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return version
 
 
 def _undo(place: Place) -> None:
-    place.delete()
-    if place.parent.is_vacant():
-        place.parent.delete()
+    """Take back the rows; what became of each row of feedback stays, if that is known."""
+    for split in ("train", "validation", "test"):
+        (place / split).delete()
+    for folder in (place, place.parent):
+        if folder.is_vacant():
+            folder.delete()
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], run: Place) -> None:
     flags = {
         "base": "--from-feedback", "training": "--from-feedback", "feedback": "serve.feedback",
-        "suspects": "--suspects", "corrections": "data.corrections", "max_rows": "train.max_rows",
+        "suspects": "--suspects", "corrections": "data.corrections", "max_rows": "train.max_rows", "seed": "seed",
+        **{key: f"data.{key}" for key in CLEANING},
     }  # fmt: skip
     for key, flag in flags.items():
-        if before.get(key) != now[key]:
+        if key in before and before[key] != now[key]:
             said = f"{before.get(key)} before, {now[key]} now" if key != "training" else "that run was trained again"
             raise UserError(f"{run} was begun with another {flag} ({said}): choose another --name")
 
@@ -164,7 +177,7 @@ def _doubted(base: Run) -> list[str]:
     file = base.place / "report" / "suspects.csv"
     if not file.is_file():
         raise UserError(f"--suspects drop: no such file: {file}; make it with 'broadsheet evaluate {base.place}'")
-    rows = list(csv.DictReader(io.StringIO(file.read_text().removeprefix("\ufeff"), newline="")))
+    rows = list(csv.DictReader(io.StringIO(file.read_text().removeprefix(spreadsheet.MARK), newline="")))
     classes = base.prepared.profile["classes"]["train"]
     return merge.suspects_to_drop(rows, classes, SURE, MOST)
 
@@ -216,14 +229,19 @@ def _write(
     outcomes, new_rows = job.finish()
     if new_rows:
         assert said_table is not None
+        new_rows = sorted(new_rows, key=lambda i: -job.said[i].when)  # of nearly equal texts the latest counts, too
         ids = [said_table["id"][i].as_py() for i in new_rows]
         new_labels = [job.said[i].label for i in new_rows]
         kept.update(new_labels)
         _put(place / "train" / FEEDBACK, config, [texts[i] for i in new_rows], new_labels, ids)
+    told = _told(said_table, outcomes)
+    (place / TOLD).write_text(spreadsheet.to_csv(FEEDBACK_COLUMNS, told, ("text", "predicted", "note")))
+    (place / "changes.csv").write_text(spreadsheet.to_csv(CHANGES_COLUMNS, changes, ("text",)))
     if lost := [label for label in base.prepared.labels if not kept[label]]:
-        raise UserError(f"no training row of '{lost[0]}' would be left: mend the feedback or the corrections first")
-    (place / "feedback.csv").write_text(_csv(FEEDBACK_COLUMNS, _told(said_table, outcomes)))
-    (place / "changes.csv").write_text(_csv(CHANGES_COLUMNS, changes))
+        raise UserError(
+            f"no training row of '{lost[0]}' would be left: mend the feedback or the corrections first; {place / TOLD} "
+            "says what became of each row"
+        )
     counts = Counter(outcomes)
     ledger: dict[str, Any] = {
         "training_rows": job.read,
@@ -268,14 +286,6 @@ def _told(table: pa.Table | None, outcomes: list[str]) -> list[dict[str, Any]]:
         row | {"text": (row["text"] or "")[:SHOWN], "outcome": outcome}
         for row, outcome in zip(rows, outcomes, strict=True)
     ]
-
-
-def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return sink.getvalue()
 
 
 def _warnings(job: merge.Merge, ledger: dict[str, Any]) -> list[str]:

@@ -104,3 +104,11 @@ def test_the_order_of_blocks_does_not_matter(order: tuple[int, ...]) -> None:
         else:
             job.train(["r:2"], [b"q"], ["b"])
     assert job.finish() == ([merge.RELABELS, merge.HELD_OUT, merge.NEW], [2])
+
+
+def test_what_had_its_say_in_an_earlier_round_says_nothing_more() -> None:
+    """A correction overruled it then, or prepare set it aside: else it would come back in every round."""
+    rows = [Said(b"p", "b", 1, earlier=True), Said(b"n", "a", 1, earlier=True), Said(b"q", "b", 2)]
+    job = Merge(rows, LABELS)
+    assert job.train(["r:1", "r:2"], [b"p", b"q"], ["a", "a"]) == [Change(1, "b", merge.BY_FEEDBACK)]
+    assert job.finish() == ([merge.EARLIER, merge.EARLIER, merge.RELABELS], [])

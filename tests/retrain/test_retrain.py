@@ -84,7 +84,7 @@ def test_every_row_of_feedback_and_of_the_base_is_accounted_for(
     assert (outcomes[merge.NO_TEXT], outcomes[merge.CONTRADICTORY]) == (1, 2)
     assert ledger["training_rows"] == ledger["kept"] == len(before["train"])
     assert ledger["changed"] == {merge.BY_FEEDBACK: 40}
-    with (made / "runs" / "counted" / "version" / "feedback.csv").open(newline="") as f:
+    with (made / "runs" / "counted" / "version" / "feedback.csv").open(newline="", encoding="utf-8-sig") as f:
         told = list(csv.DictReader(f))
     assert len(told) == 78
     assert {row["id"].split(":")[0][:9] for row in told} == {"feedback-"}
@@ -156,7 +156,9 @@ def test_nothing_new_makes_no_run(made: Path, folder: Path, capsys: pytest.Captu
     assert "5 rows in" in said
     assert "confirms a training row 3" in said
     assert "no run was made" in said
-    assert not (made / "runs" / "nothing").exists()
+    with (made / "runs" / "nothing" / "version" / "feedback.csv").open(newline="", encoding="utf-8-sig") as f:
+        assert len(list(csv.DictReader(f))) == 5  # all are accounted for even so, and nothing else is left
+    assert {p.name for p in (made / "runs" / "nothing" / "version").iterdir()} == {"feedback.csv", "changes.csv"}
     empty = folder.parent / "empty"
     empty.mkdir()
     assert again(made, "nothing", empty) is None
@@ -185,7 +187,7 @@ def test_corrections_and_suspects(made: Path, folder: Path, tmp_path: Path) -> N
     assert job.prepared.rows("train") == base.prepared.rows("train") - 2
     assert rows(job.prepared, "test") == rows(base.prepared, "test")
     assert job.config.data.corrections == ""
-    with (Path(str(job.run)) / "version" / "changes.csv").open(newline="") as f:
+    with (Path(str(job.run)) / "version" / "changes.csv").open(newline="", encoding="utf-8-sig") as f:
         told = {row["id"]: row["new_label"] for row in csv.DictReader(f)}
     assert told == {ids[0]: mislabelled.OTHER[names[0]], ids[1]: "", ids[2]: ""}
 
@@ -228,7 +230,9 @@ def test_nearly_equal_texts(made: Path, folder: Path, capsys: pytest.CaptureFixt
     assert known not in train  # it was labelled otherwise
     assert like_test not in train
     assert rows(job.prepared, "test") == rows(base.prepared, "test")
-    assert "new rows that are set aside: 1 near-duplicate " in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "new rows that are set aside: 1 near-duplicate " in said.out
+    assert "1 training rows gave way to feedback that is nearly equal" in said.err + said.out
 
 
 def test_a_second_round_starts_from_the_first(made: Path, folder: Path) -> None:
@@ -241,6 +245,9 @@ def test_a_second_round_starts_from_the_first(made: Path, folder: Path) -> None:
     base, one, two = (Run.open(str(made / "runs" / name)) for name in ("base", "first", "second"))
     assert base.root == one.root == two.root
     assert sorted(base.predictions().ids) == sorted(one.predictions().ids) == sorted(two.predictions().ids)
+    told = bases.read_version(second.run)["ledger"]["outcomes"]
+    assert told[merge.EARLIER] == 15  # they have had their say
+    assert again(made, "third", folder, base="second") is None  # nothing was said since
     for rival in (base, one):  # whichever of them serves by now
         decision, facts = stage.judge(Place.of(two.place), rival, 17)
         assert decision.promote
@@ -343,6 +350,10 @@ def test_what_is_better_is_promoted_once(concluded: Any, made: Path, capsys: pyt
     decision = concluded(20, serving(made, "rival"))
     assert decision["promoted"]
     assert "serves already" in capsys.readouterr().out
+    decision = concluded(20, serving(made))  # somebody has rolled it back: that stands
+    assert called == [str(made / "runs" / "rival")]
+    assert "was promoted before, and taken back since" in decision["end"]
+    assert decision["promoted"]
 
 
 def test_where_nothing_can_be_promoted_the_command_is_told(
