@@ -209,7 +209,7 @@ def tune(show: str | None, resume: bool, extend: int | None, **options: Any) -> 
 @click.argument("where", required=False, metavar="[RUN]")
 @COMMON
 @click.option("--prepared", metavar="FOLDER", help="Prepared data to test on. [the run's own]")
-@click.option("--out", metavar="FOLDER", help="Where metrics.json and report/ go. [the run]")
+@click.option("--out", metavar="FOLDER", help="Where metrics.json and report/ go; needed for other data. [the run]")
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluated runs on the same rows instead.")
 def evaluate(
     where: str | None, prepared: str | None, out: str | None, compare: tuple[str, str] | None, **options: Any

@@ -67,7 +67,7 @@ class ServeConfig(Section):
         False,
         description="The linear model that evaluation left answers where it is sure enough, the network the rest.",
     )
-    batch_tokens: int = Field(2048, ge=64, description="Tokens (padding included) of one forward pass.")
+    batch_tokens: int = Field(2048, ge=64, description="The most tokens (padding included) of one forward pass.")
     max_queue: int = Field(
         512, ge=1, description="Texts waiting per replica; beyond that the answer is 429 with Retry-After."
     )

@@ -112,7 +112,7 @@ def load_model(release: Release, config: ServeConfig, measure: bool = True) -> M
 
 
 def refusal(engine: Engine, golden: Golden | None, batch_tokens: int) -> str | None:
-    """Why a model may not take traffic, by its golden rows in batches and, if another engine runs those, one by one."""
+    """Why a model may not take traffic, by its golden rows in batches; where two engines share the work, by both."""
     if golden is None:
         return None
     if engine.runs["single"] == engine.runs["batch"]:

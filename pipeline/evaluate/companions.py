@@ -22,7 +22,7 @@ from pipeline.train import checkpoint, model_card
 
 
 def files(where: Place, prepared: Prepared) -> list[Place]:
-    """What lies in a checkpoint that was evaluated on its own data; what is damaged is deleted, and made again."""
+    """What lies in a checkpoint that was evaluated on its own data; what is missing is made again."""
     names = (golden.FILE, reference.FILE, f"{cascade_folder.FOLDER}/{cascade_folder.FILE}")
     return [where / name for name in names] if prepared.rows("validation") else []
 

@@ -88,7 +88,7 @@ def make(
         corrections_file: corrections by the base's row ids, '' for none.
 
     Returns:
-        The version; nothing of it is left on the disk where it learns nothing.
+        The version; where it learns nothing, only what became of the feedback is left on the disk.
 
     Raises:
         UserError: feedback or corrections cannot be read or make no sense, or the run was begun with others.

@@ -18,7 +18,7 @@ class Measured:
     Attributes:
         name: of ``runtimes.NAMES``.
         single_ms: median milliseconds of one text alone.
-        rows_per_s: texts a second in batches of like lengths, of the size at which they are most.
+        rows_per_s: texts a second in batches of like lengths, of the size that ``best_size`` picks.
         agreement: share of rows, 0 to 1, whose best label is that of the network as evaluated.
         accuracy_loss: accuracy of the network as evaluated less this one's, on the same rows.
         pass_tokens: what one forward pass costs whatever is in it, in tokens that the same time would do in a batch.

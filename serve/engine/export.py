@@ -1,7 +1,7 @@
 """Measure once, for a checkpoint and a kind of machine, which runtime serves it; the outcome stays with the checkpoint.
 
 ``engines/<kind of machine>.json`` holds the figures and the choice, ``engines/*.onnx`` what they need. The golden rows
-that evaluation left with the checkpoint are what is run: all runtimes take each batch in turn, so that whatever else
+that evaluation left with the checkpoint are what is run: all runtimes take a few batches in turn, so that whatever else
 the machine does hits them alike, and must agree with the network as it was evaluated.
 """
 

@@ -26,7 +26,7 @@ BUDGET_S = 90.0  # of measuring; MIN_ROWS are run in the largest batches even so
 
 
 class Race:
-    """Runtimes that take each batch in turn, how often each answered as the first of them did, and how often right.
+    """Runtimes that take a few batches in turn, how often each answered as the first of them did, and how often right.
 
     Attributes:
         seen: rows run, each as often as it was.
