@@ -18,7 +18,7 @@ from serve.engine.choice import Measured, best_size
 
 MIN_ROWS = 200  # golden rows; one in 200 is what may differ
 MAX_ROWS = 1_000
-SINGLES, LEAST_SINGLES = 200, 40  # texts that are run alone
+SINGLES, LEAST_SINGLES = 100, 40  # texts that are run alone
 CACHED_TOKENS = 512  # a larger batch takes long enough to fetch what it needs
 TOGETHER = 8  # of them that a runtime takes in a row
 SIZES = (256, 512, 1_024)  # of batches that are tried beside the largest, in tokens
@@ -128,7 +128,9 @@ def measure(
                 spent[name] += sum(took)
             rows_done += sum(map(len, some))
             tokens += sum(len(rows) * int(lengths[rows].max()) for rows in some)  # padding included
-            if clock() > until and (size < batch_tokens or rows_done >= MIN_ROWS):
+            # Agreement is looked at in the largest ones; a rate needs fewer rows.
+            enough, late = rows_done >= MIN_ROWS, clock() > until
+            if (enough and late) or (size < batch_tokens and (enough or late)):
                 break
         for name, seconds in spent.items():
             rates[name].append((size, rows_done / max(seconds, 1e-9)))
