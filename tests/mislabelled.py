@@ -84,3 +84,9 @@ def examined(run: Path, wrong: int) -> None:
     Predictions(table["id"].to_pylist(), labels, scores, prepared.labels, "test").save(Place.of(run))
     marks = {"training": card["training"]["fingerprint"], "data": prepared.fingerprint}
     (run / "metrics.json").write_text(json.dumps({"fingerprints": marks}))
+
+
+def rows(prepared: Prepared, split: str) -> dict[str, str]:
+    """Labels by text, of a split."""
+    table = prepared.table(split, ["text", "label"])
+    return {t: prepared.labels[i] for t, i in zip(*table.to_pydict().values(), strict=True)}

@@ -13,12 +13,11 @@ import mislabelled
 import numpy as np
 import pyarrow as pa
 import pytest
-from mislabelled import corrected, examined, say, texts, trained
+from mislabelled import corrected, examined, rows, say, texts, trained
 from preparing import write_csv
 
 from pipeline import stages
 from pipeline.config import load
-from pipeline.data.prepared import Prepared
 from pipeline.data.shards import read_parquet, write_parquet
 from pipeline.errors import UserError
 from pipeline.retrain import base as bases
@@ -26,6 +25,7 @@ from pipeline.retrain import merge, stage
 from pipeline.retrain.base import Run
 from pipeline.storage import Place
 from serve import succession
+from serve.releases import version_of
 from serve.succession import Endpoint
 
 
@@ -53,11 +53,6 @@ def again(made: Path, name: str, folder: Path, *sets: str, suspects: str = "igno
     run = Run.open(str(made / "runs" / base))
     config = stage.new_config(run, list(sets), {"name": name})
     return stage.train(run, config, str(folder), suspects, None)
-
-
-def rows(prepared: Prepared, split: str) -> dict[str, str]:
-    table = prepared.table(split, ["text", "label"])
-    return {t: prepared.labels[i] for t, i in zip(*table.to_pydict().values(), strict=True)}
 
 
 def test_every_row_of_feedback_and_of_the_base_is_accounted_for(
@@ -326,8 +321,6 @@ def concluded(made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, free_po
 
 
 def serving(made: Path, name: str = "base", version: str | None = None, on_trial: str | None = None) -> Endpoint:
-    from serve.releases import version_of
-
     checkpoint = Place.of(made / "runs" / name / "checkpoint")
     return Endpoint(str(checkpoint), version or version_of(checkpoint), on_trial)
 
