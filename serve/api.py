@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -11,14 +10,12 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
 
 from pipeline.config import ServeConfig
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.reference import Reference
-from serve import drift_api, explain, feedback, manual, metrics, open_inference, playground, security
-from serve.batcher import DeadlinePassed, QueueFull
-from serve.errors import STATUS, ErrorType, Refused
+from serve import answers, direct, drift_api, explain, feedback, manual, metrics, open_inference, playground, security
+from serve.errors import Refused
 from serve.releases import Release
 from serve.requests import receive
 from serve.responses import (
@@ -28,16 +25,12 @@ from serve.responses import (
     documented_body,
     documented_choice,
     documented_result,
-    error_response,
     json_response,
     result_headers,
 )
 from serve.roster import Model, Roster
 from serve.schema import ClassifyRequest, Label, check_top_k, parse
-from serve.service import Engine, TooLong
-from serve.worker import NotReady
-
-log = logging.getLogger("ray.serve")
+from serve.service import Engine
 
 
 def build_api(
@@ -123,6 +116,7 @@ def build_app(
         response = json_response(rows, result_headers(result, by.engine.version))
         return after(response, roster.shadow(by, wanted.texts, result))
 
+    direct.add(app, "/v1/classify", lambda e: answers.answer(e, config.timeout_s))
     playground.add_route(app, roster, feedback=bool(config.feedback))
     explain.add_route(app, roster, config)
     kept = feedback.add_route(app, roster, config, max_texts)
@@ -131,54 +125,8 @@ def build_app(
     metrics.add_route(app, roster.metrics)
     drift_api.add_route(app, roster)
     manual.add_route(app, config)
-    _answer_errors(app, config)
+    answers.add_handlers(app, config.timeout_s)
     return app
-
-
-def _answer_errors(app: FastAPI, config: ServeConfig) -> None:
-    """Every exception as an error of one shape."""
-    later = {"retry-after": "1"}
-
-    @app.exception_handler(Refused)
-    async def refused(_: Request, e: Refused) -> Response:
-        return error_response(e.error_type, str(e), e.headers)
-
-    @app.exception_handler(QueueFull)
-    async def full(_: Request, e: QueueFull) -> Response:
-        return error_response("overloaded", f"the queue is full: {e}", later)
-
-    @app.exception_handler(DeadlinePassed)
-    async def late(_: Request, e: DeadlinePassed) -> Response:
-        message = f"the text was not answered within {config.timeout_s:g} s: the server is overloaded"
-        return error_response("unavailable", message, later)
-
-    @app.exception_handler(NotReady)
-    async def not_ready(_: Request, e: NotReady) -> Response:
-        return error_response("unavailable", str(e), later)
-
-    @app.exception_handler(TooLong)
-    async def too_long(_: Request, e: TooLong) -> Response:
-        message = f"inputs[{e.index}] has {e.tokens} tokens, and the model reads {e.most}: shorten it, or allow it to "
-        return error_response("invalid", message + "be cut with 'truncation': 'cut'")
-
-    @app.exception_handler(explain.Gone)
-    async def gone(_: Request, e: explain.Gone) -> Response:
-        return error_response("bad_request", "the connection closed before the answer was ready")
-
-    @app.exception_handler(HTTPException)
-    async def http_error(_: Request, e: HTTPException) -> Response:
-        kinds: dict[int, ErrorType] = {status: kind for kind, status in STATUS.items()}
-        kind = kinds.get(e.status_code, "bad_request" if e.status_code < 500 else "internal")
-        message = {
-            404: "nothing here; post texts to /v1/classify",
-            405: "this path does not take this method",
-        }
-        return error_response(kind, message.get(e.status_code, str(e.detail)), dict(e.headers or {}))
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, e: Exception) -> Response:
-        log.error("request failed", exc_info=e)
-        return error_response("internal", "the request failed on the server; its log says why")
 
 
 def ranked(probabilities: np.ndarray, labels: list[str], top_k: int | None) -> list[list[dict[str, Any]]]:

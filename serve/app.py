@@ -20,7 +20,7 @@ from pipeline.evaluate.golden import Golden
 from pipeline.evaluate.reference import FILE as REFERENCE
 from pipeline.evaluate.reference import Reference
 from pipeline.storage import Place
-from serve import cascade, feedback, follow, kept
+from serve import cascade, feedback, follow, kept, one_write
 from serve.api import build_app
 from serve.node_metrics import Mirror
 from serve.releases import TAGGED, Lineup, Release
@@ -52,6 +52,7 @@ class Replica:
         return load_model(release, self.config, measure=False)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook: the app is built on the replica
+        one_write.install()
         self.api = build_app(self.roster, self.config, self.follow)
         Mirror(self.roster.metrics.registry).start()
         return self.api

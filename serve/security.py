@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.config import ServeConfig
 from pipeline.storage import Place
-from serve import haproxy
+from serve import haproxy, haproxy_config
 from serve.errors import Refused
 from serve.keyring import KeyRing
 from serve.keys import MAY, find
@@ -68,7 +68,7 @@ def client_address(scope: Scope, token: str | None) -> Hashable:
     address = scope["client"][0] if scope.get("client") else ""
     if token is not None:
         for name, value in scope["headers"]:
-            if name == haproxy.CLIENT_HEADER:
+            if name == haproxy_config.CLIENT_HEADER:
                 shown, _, told = value.partition(b" ")
                 if hmac.compare_digest(shown, token.encode()):
                     address = told.decode("latin-1")

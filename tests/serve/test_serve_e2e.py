@@ -25,7 +25,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.reference import make
 from pipeline.storage import Place
-from serve import client, deploy, desk, haproxy, haproxy_processes, release_stage
+from serve import client, deploy, desk, haproxy_config, haproxy_processes, release_stage
 
 LABELS = ["sport", "world", "科技"]
 
@@ -218,7 +218,7 @@ def test_only_loopback_listens(url: str, settings: Config) -> None:
     ((_, command),) = haproxy_processes.running(deploy._haproxy_config())
     file = Path(command.split(" -f ")[1].split()[0])
     until = time.monotonic() + 60
-    while haproxy.CLIENT_HEADER.decode() not in (text := file.read_text()) and time.monotonic() < until:
+    while haproxy_config.CLIENT_HEADER.decode() not in (text := file.read_text()) and time.monotonic() < until:
         time.sleep(0.1)  # Ray has just written it for a reload; HAProxy reads what the stand-in makes of it
     binds = re.findall(r"^\s*bind (\S+):(\d+)", text, re.MULTILINE)
     servers = re.findall(r"^\s*server \S+ (\S+):(\d+)", text, re.MULTILINE)
