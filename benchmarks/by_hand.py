@@ -21,9 +21,9 @@ ON_PREM = yaml.safe_load((ROOT / "cluster/on-prem.yaml").read_text(encoding="utf
 MOUNTED = [part for place, part in ON_PREM["file_mounts"].items() if place.startswith("~/app/")]
 # What docs/cluster.md names for every node. Hosts have no package index: models come from what they share.
 EVERYWHERE = (
-    'unset OMP_NUM_THREADS; export PATH="$HOME/venv/bin:$PATH" RAY_AUTH_MODE=token RAY_SERVE_ENABLE_HA_PROXY=1 '
+    'unset OMP_NUM_THREADS; export PATH="$HOME/venv/bin:$PATH" RAY_AUTH_MODE=token '
     f"GLOO_SOCKET_IFNAME=eth0 RAY_gcs_rpc_server_reconnect_timeout_s=600 BROADSHEET_CACHE={SHARED}/cache; "
-    'export RAY_SERVE_HAPROXY_BINARY_PATH="$(command -v broadsheet-haproxy)"; '
+    'eval "$(broadsheet-haproxy --environment)"; '
 )
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,7 +138,8 @@ def shutdown(timeout_s: float = 10.0) -> None:
     """Stop Ray Serve, and make sure that the HAProxy processes it started on this machine are gone."""
     config_file = _haproxy_config()
     _stop_controller(timeout_s)
-    serve.shutdown()
+    with _unsaid():  # that the controller is dead
+        serve.shutdown()
     desk.stop(*desk.names())
     endpoints.forget(ray.get_runtime_context().gcs_address)
     Path(config_file).with_name(haproxy.PEM).unlink(missing_ok=True)
@@ -148,6 +149,18 @@ def shutdown(timeout_s: float = 10.0) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
         time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Without what Ray Serve says below warnings."""
+    logger = logging.getLogger("ray.serve")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _stop_controller(timeout_s: float) -> None:

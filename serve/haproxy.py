@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import socket
 import stat
 import sys
@@ -45,6 +46,31 @@ _PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+
+
+# Ray Serve's, for every node that it runs on.
+SETTINGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # Log to Serve's files only, and not line by line.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+    # The model has its own thread: one event loop for the rest saves a hop between threads per message.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # HAProxy hears of a leaving replica within a second; Ray would hold it, and every shutdown, for 30 s.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    # On a busy machine the proxy takes longer than Ray's 5 s to start; Ray would kill it and fail.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # A replica that refuses a connection is dead, and looks like the least busy one until it is out.
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+    # Three of these until Ray starts the actor anew whose HAProxy was killed; a stand-in answers meanwhile.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # Ray looks ten times a second whether replicas should come or go, and asks for their counts as often: a third
+    # of what an idle endpoint costs.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    # HAProxy would write a line a request, which a process in Python reads; it has its own counts for Prometheus.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
 
 
@@ -108,42 +134,38 @@ def environment(config: ServeConfig, script: Path | None = None) -> dict[str, st
     if not config.haproxy or not haproxy_processes.binary():
         return {}
     script = script or Path(sys.executable).with_name(SCRIPT)
-    variables = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # Log to Serve's files only, and not line by line.
-        "RAY_SERVE_LOG_TO_STDERR": "0",
-        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
-        # The model has its own thread: one event loop for the rest saves a hop between threads per message.
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        # HAProxy hears of a leaving replica within a second; Ray would hold it, and every shutdown, for 30 s.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-        # On a busy machine the proxy takes longer than Ray's 5 s to start; Ray would kill it and fail.
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        # A replica that refuses a connection is dead, and looks like the least busy one until it is out.
-        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-        # Three of these until Ray starts the actor anew whose HAProxy was killed; a stand-in answers meanwhile.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-        # Ray looks ten times a second whether replicas should come or go, and asks for their counts as often: a third
-        # of what an idle endpoint costs.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-        # HAProxy would write a line a request, which a process in Python reads; it has its own counts for Prometheus.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-    }
+    variables = _everywhere(script)
     # A second cluster on the same machine must not fail on the first one's ports.
     variables |= {name: str(_free_port(port)) for name, port in _PORTS.items()}
-    if script.is_file() and os.access(script, os.X_OK):
-        variables[BINARY_PATH] = str(script)
     variables = {name: os.environ.get(name, value) for name, value in variables.items()}
     if os.path.basename(variables.get(BINARY_PATH, "")) == SCRIPT:
         variables[FRONT] = json.dumps(wanted(config)._asdict())
     return variables
 
 
+def _everywhere(script: Path) -> dict[str, str]:
+    variables = SETTINGS | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1))}
+    if script.is_file() and os.access(script, os.X_OK):
+        variables[BINARY_PATH] = str(script)
+    return variables
+
+
+def exports(script: Path) -> str:
+    """The environment of a node of a cluster as a line for its shell, to be read before ``ray start``. Values that the
+    environment already has win. Empty where there is no HAProxy."""
+    if not haproxy_processes.binary():
+        return ""
+    variables = {name: os.environ.get(name, value) for name, value in _everywhere(script).items()}
+    return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+
+
 def main() -> None:
-    """Stand in for the HAProxy binary: make the configuration private, then become HAProxy."""
+    """Stand in for the HAProxy binary: make the configuration private, then become HAProxy. With ``--environment``, say
+    what must be exported before ``ray start``."""
     args = sys.argv[1:]
+    if args == ["--environment"]:
+        print(exports(Path(sys.argv[0]).absolute()))
+        return
     if "-f" in args[:-1]:
         path = Path(args[args.index("-f") + 1])
         os.chmod(path.parent, stat.S_IRWXU)

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from serve import haproxy
+
 FOLDER = Path(__file__).resolve().parents[1] / "cluster/kuberay"
 Node = dict[str, Any]
 JOB = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
@@ -155,3 +157,12 @@ def test_the_image_has_all_of_the_project() -> None:
     packages = {p.parent.name for p in root.glob("*/__init__.py")} - {"tests", "benchmarks"}
     assert packages | {"pyproject.toml", "constraints.txt", "broadsheet.py"} <= copied
     assert all((root / name).exists() for name in copied)
+
+
+def test_the_image_sets_serve_up_as_every_node() -> None:
+    text = (FOLDER / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    pairs = dict(
+        word.split("=", 1) for line in text.splitlines() if line.startswith("ENV ") for word in line.split()[1:]
+    )
+    assert pairs.pop(haproxy.BINARY_PATH).endswith(f"/{haproxy.SCRIPT}")
+    assert {name: value for name, value in pairs.items() if name.startswith("RAY_SERVE_")} == haproxy.SETTINGS

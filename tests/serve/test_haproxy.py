@@ -107,6 +107,18 @@ def test_the_environment_names_only_variables_that_ray_reads(
     assert haproxy.environment(ServeConfig()) == {}
 
 
+def test_a_node_of_a_cluster_is_told_the_same(haproxy_script: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
+    command = f'eval "$({haproxy_script} --environment)"; env'
+    env = clean | {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "7 or so"}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=60, check=True)
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("RAY_SERVE_"))
+    threads = told.pop("RAY_SERVE_HAPROXY_NBTHREAD")
+    assert 1 <= int(threads) <= 4
+    own = {haproxy.BINARY_PATH: str(haproxy_script), "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "7 or so"}
+    assert told == haproxy.SETTINGS | own
+
+
 def test_a_taken_admin_port_is_avoided(haproxy_script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_SERVE_HAPROXY_STATS_PORT", raising=False)
     with socket.socket() as s:

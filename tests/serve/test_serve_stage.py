@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -129,3 +130,12 @@ def test_an_endpoint_that_does_not_end(ended: list[str], monkeypatch: pytest.Mon
     with pytest.raises(WorkFailed, match="broadsheet is still ending"):
         deploy.end()
     assert ended == []  # its desks are left for the next try
+
+
+def test_that_the_controller_is_dead_is_no_news_when_it_was_to_end() -> None:
+    logger = logging.getLogger("ray.serve")
+    before = logger.level
+    with deploy._unsaid():
+        assert not logger.isEnabledFor(logging.INFO)
+        assert logger.isEnabledFor(logging.WARNING)
+    assert logger.level == before
