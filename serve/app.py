@@ -65,6 +65,8 @@ class Replica:
         """Ray Serve replaces the replica when this raises."""
         if self.api is not None and not self.roster.ready:
             raise RuntimeError("the model thread is not running")
+        if not await self.roster.stable.service.sound():
+            raise RuntimeError("the model fails with every text")
 
 
 def first_model(own: Release, lineup: Lineup | None, load: Callable[[Release], Model]) -> tuple[Release, Model]:

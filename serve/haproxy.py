@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.config import ServeConfig
 
 SCRIPT = "broadsheet-haproxy"
+NO_BINARY = f"{SCRIPT}: no HAProxy binary; it comes with 'ray[serve]' on Linux"
 FRONT = "BROADSHEET_FRONT"
 PEM = "front.pem"  # in the folder of the configuration, which is private
 TEXT_TOKENS = 64  # of a text of news: what a batch holds, beside those that wait
@@ -152,9 +153,13 @@ def _everywhere(script: Path) -> dict[str, str]:
 
 def exports(script: Path) -> str:
     """The environment of a node of a cluster as a line for its shell, to be read before ``ray start``. Values that the
-    environment already has win. Empty where there is no HAProxy."""
+    environment already has win.
+
+    Raises:
+        SystemExit: there is no HAProxy.
+    """
     if not haproxy_processes.binary():
-        return ""
+        raise SystemExit(NO_BINARY)
     variables = {name: os.environ.get(name, value) for name, value in _everywhere(script).items()}
     return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
 
@@ -184,7 +189,7 @@ def main() -> None:
         path.with_name("500.http").write_bytes(unavailable())
     binary = haproxy_processes.binary()
     if binary is None:
-        raise SystemExit(f"{SCRIPT}: no HAProxy binary; it comes with 'ray[serve]' on Linux")
+        raise SystemExit(NO_BINARY)
     command = [binary, *args]
     if "-f" in args[:-1] and "-c" not in args:  # -c only checks the file
         guardian.make_way(args)

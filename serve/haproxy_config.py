@@ -142,15 +142,18 @@ def within_limits(config_text: str, most: int | None) -> str:
 
 
 def idle_first(config_text: str) -> str:
-    """The configuration that asks the first replica that is idle, and the least busy one where none is.
+    """The configuration that asks the first replica of this machine that is idle, and the least busy one of all where
+    none is.
 
     Ray's takes turns among idle ones, so a lone client wakes another process with each request, which finds weights
-    and code gone from the caches: 1.4 times the time of the model, on two cores.
+    and code gone from the caches: 1.4 times the time of the model, on two cores. Not those of other machines: each has
+    a HAProxy of its own, which counts its own connections only, and all would find the same one idle.
     """
 
     def preferred(backend: re.Match[str]) -> str:
         name, body = backend.groups()
-        servers = re.findall(r"^\s+server (\S+) \S+ check\b(?!.*\bbackup\b)", body, re.MULTILINE)
+        local = r"^\s+server (\S+) (?:127\.0\.0\.1|\[::1\]|::1):\d+ check\b(?!.*\bbackup\b)"  # as Ray writes it
+        servers = re.findall(local, body, re.MULTILINE)
         if len(servers) < 2:
             return backend[0]
         rules = (f"    use-server {s} if {{ srv_conn({name}/{s}) eq 0 }}\n" for s in servers[:IDLE_FIRST])

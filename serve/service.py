@@ -24,6 +24,7 @@ from serve.cascade import Cascade, Settled
 from serve.metrics import Metrics, ModelMetrics
 from serve.worker import Batcher, ModelFailed, NotReady
 
+SUSPICIOUS = 3  # requests that the model failed in a row, after which it is asked a text of ours
 INLINE_CHARS = 2_000  # up to this many characters are tokenized on the spot: a thread costs more than it saves
 
 T = TypeVar("T")
@@ -127,6 +128,7 @@ class Service:
         self._encoding = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._warm = False
+        self._failed = 0  # requests in a row
 
     @property
     def ready(self) -> bool:
@@ -164,12 +166,14 @@ class Service:
         """
         try:
             result, encoded = await self._classify(texts, cut, self.cascade)
-        except (ModelFailed, DeadlinePassed, NotReady):
+        except (ModelFailed, DeadlinePassed, NotReady) as e:
+            self._failed += isinstance(e, ModelFailed)
             self.metrics.outcome("failed")
             raise
         except QueueFull:
             self.metrics.outcome("overloaded")
             raise
+        self._failed = 0
         self.metrics.outcome("ok")
         self.metrics.classified(result.probabilities, result.truncated, result.phases)
         if self.cascade is not None:
@@ -177,6 +181,20 @@ class Service:
         if self.drift is not None:
             self.drift.add(result.probabilities, encoded.ids, encoded.truncated)
         return result
+
+    async def sound(self) -> bool:
+        """Whether the model answers. It is tried where it has failed several requests in a row: an error of a GPU may
+        stay until the process ends, and texts that no model can read are no reason to end one."""
+        if self._failed < SUSPICIOUS:
+            return True
+        try:
+            await self._classify(["warm-up"], cut=True, cascade=self.cascade)
+        except ModelFailed:
+            return False
+        except (QueueFull, DeadlinePassed, NotReady):  # busy, or stopping: the next check will tell
+            return True
+        self._failed = 0
+        return True
 
     async def _classify(self, texts: Sequence[str], cut: bool, cascade: Cascade | None) -> tuple[Result, Encoded]:
         if not self.ready:

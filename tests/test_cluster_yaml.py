@@ -189,7 +189,7 @@ def test_dashboard_listens_on_loopback_only(config: Config) -> None:
 def test_haproxy_is_set_before_ray_starts_and_threads_are_rays_business(config: Config) -> None:
     for command in start_commands(config):
         before, _, _ = command.partition("ray start")
-        assert 'eval "$(broadsheet-haproxy --environment)"' in before
+        assert 'eval "$(broadsheet-haproxy --environment || echo exit 1)"' in before
         assert "unset OMP_NUM_THREADS" in before
 
 

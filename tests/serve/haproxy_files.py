@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 
-def rendered(folder: Path, host: str, port: int, stats: int = 8404, metrics: int = 9101, applications: int = 1) -> Path:
-    """A configuration by Ray's own code, with one application behind it, or none."""
+def rendered(
+    folder: Path, host: str, port: int, stats: int = 8404, metrics: int = 9101, applications: int = 1, servers: int = 1
+) -> Path:
+    """A configuration by Ray's own code, with one application behind it, or none; its replicas are on this machine."""
+    from ray._common.network_utils import get_localhost_ip
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
 
@@ -29,7 +32,10 @@ def rendered(folder: Path, host: str, port: int, stats: int = 8404, metrics: int
             ),
             backend_configs={
                 name: BackendConfig(
-                    name=name, path_prefix="/", app_name=name, servers=[ServerConfig("one", "127.0.0.1", 1)]
+                    name=name,
+                    path_prefix="/",
+                    app_name=name,
+                    servers=[ServerConfig(f"r{i}", get_localhost_ip(), 1 + i) for i in range(servers)],
                 )
                 for name in ("app",)[:applications]
             },

