@@ -144,7 +144,7 @@ def test_one_whose_actor_died_makes_way_for_that_of_the_next(
         until(lambda: node.haproxy not in dict(haproxy_processes.running(str(node.file))))
         assert node.listening == [second.haproxy]
         assert node.answers
-        assert "server one 127.0.0.1:1 check" in node.file.read_text()  # of its own, or of the one before
+        assert "server r0 127.0.0.1:1 check" in node.file.read_text()  # of its own, or of the one before
     finally:
         second.end()
 
