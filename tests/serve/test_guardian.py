@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_haproxy import rendered
+from haproxy_files import rendered
 
 from serve import haproxy_processes
 
@@ -154,7 +154,7 @@ def test_the_first_one_of_all_has_no_replicas(tmp_path: Path, haproxy_script: Pa
 
     node = Node(tmp_path, haproxy_script, (unused_port(), unused_port(), unused_port()), 0)
     try:
-        assert "server one" not in node.file.read_text()
+        assert "server r0" not in node.file.read_text()
     finally:
         node.end()
         until(lambda: not haproxy_processes.running(str(node.file)))
