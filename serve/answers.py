@@ -20,11 +20,11 @@ LATER = {"retry-after": "1"}
 EXPECTED = (Refused, QueueFull, DeadlinePassed, NotReady, TooLong, Gone)
 
 
-def answer(error: Exception, timeout_s: float) -> Response | None:
-    """The response to what is expected to go wrong; None for anything else.
+def answer(error: Exception, timeout_s: float) -> Response:
+    """The response to what is expected to go wrong.
 
     Args:
-        error: of a route.
+        error: of a route, one of ``EXPECTED``.
         timeout_s: within which a text should have been answered.
     """
     if isinstance(error, Refused):
@@ -39,18 +39,15 @@ def answer(error: Exception, timeout_s: float) -> Response | None:
     if isinstance(error, TooLong):
         message = f"inputs[{error.index}] has {error.tokens} tokens, and the model reads {error.most}: shorten it, or "
         return error_response("invalid", message + "allow it to be cut with 'truncation': 'cut'")
-    if isinstance(error, Gone):
-        return error_response("bad_request", "the connection closed before the answer was ready")
-    return None
+    assert isinstance(error, Gone)
+    return error_response("bad_request", "the connection closed before the answer was ready")
 
 
 def add_handlers(app: FastAPI, timeout_s: float) -> None:
     """Answer every exception of the app's routes."""
 
     async def expected(_: Request, e: Exception) -> Response:
-        response = answer(e, timeout_s)
-        assert response is not None
-        return response
+        return answer(e, timeout_s)
 
     for kind in EXPECTED:
         app.add_exception_handler(kind, expected)

@@ -116,7 +116,7 @@ def build_app(
         response = json_response(rows, result_headers(result, by.engine.version))
         return after(response, roster.shadow(by, wanted.texts, result))
 
-    direct.add(app, "/v1/classify", lambda e: answers.answer(e, config.timeout_s))
+    direct.add(app, "/v1/classify", config.timeout_s)
     playground.add_route(app, roster, feedback=bool(config.feedback))
     explain.add_route(app, roster, config)
     kept = feedback.add_route(app, roster, config, max_texts)

@@ -8,6 +8,7 @@ replica's process.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -44,6 +45,7 @@ class _Gathered:
 def together(send: Send) -> Send:
     """The method ``send`` of uvicorn's ``RequestResponseCycle``, with the head held back until the body comes."""
 
+    @functools.wraps(send)
     async def send_together(cycle: Any, message: Any) -> None:
         if message["type"] == "http.response.start" and not cycle.response_started:
             cycle.head = message
@@ -59,7 +61,6 @@ def together(send: Send) -> Send:
         finally:
             cycle.transport = gathered.flush()
 
-    send_together.wraps = send  # type: ignore[attr-defined]
     return send_together
 
 
@@ -70,5 +71,5 @@ def install() -> None:
     except ImportError as e:
         log.info("answers are sent in two writes: %s", e)
         return
-    if not hasattr(RequestResponseCycle.send, "wraps"):
+    if not hasattr(RequestResponseCycle.send, "__wrapped__"):
         RequestResponseCycle.send = together(RequestResponseCycle.send)  # type: ignore[method-assign,assignment]

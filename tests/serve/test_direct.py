@@ -44,4 +44,4 @@ def test_the_document_still_has_it() -> None:
 
 def test_a_path_that_is_no_route_is_a_mistake_of_ours() -> None:
     with pytest.raises(ValueError, match="not enough values"):
-        direct.add(build_api(FakeEngine(), ServeConfig()), "/v1/clasify", lambda _: None)
+        direct.add(build_api(FakeEngine(), ServeConfig()), "/v1/clasify", 1.0)

@@ -89,6 +89,6 @@ def test_it_is_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httptools_impl.RequestResponseCycle, "send", plain)
     one_write.install()
     changed = httptools_impl.RequestResponseCycle.send
-    assert changed.wraps is getattr(plain, "wraps", plain)
+    assert changed.__wrapped__ is getattr(plain, "__wrapped__", plain)
     one_write.install()
     assert httptools_impl.RequestResponseCycle.send is changed

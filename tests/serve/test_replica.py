@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from serve_fakes import FakeEngine
 
 from pipeline.config import ServeConfig
@@ -30,7 +31,7 @@ def replica(engine: FakeEngine) -> app.Replica:
 def test_it_is_not_well_where_the_model_fails_with_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
     one = replica(engine)
-    one.api = SimpleNamespace()  # type: ignore[assignment]
+    one.api = FastAPI()
 
     async def fail() -> None:
         for _ in range(SUSPICIOUS):
@@ -63,8 +64,8 @@ def test_it_is_not_well_where_the_model_fails_with_every_text(monkeypatch: pytes
 
 
 def test_its_answers_are_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = getattr(httptools_impl.RequestResponseCycle.send, "wraps", httptools_impl.RequestResponseCycle.send)
+    plain = getattr(httptools_impl.RequestResponseCycle.send, "__wrapped__", httptools_impl.RequestResponseCycle.send)
     monkeypatch.setattr(httptools_impl.RequestResponseCycle, "send", plain)  # put back at the end
     monkeypatch.setattr(app, "Mirror", lambda registry: SimpleNamespace(start=lambda: None))
     replica(FakeEngine()).__serve_build_asgi_app__()
-    assert hasattr(httptools_impl.RequestResponseCycle.send, "wraps")
+    assert hasattr(httptools_impl.RequestResponseCycle.send, "__wrapped__")
