@@ -73,7 +73,10 @@ def begin(config: Config, short: bool) -> Job:
 
 def run(config: Config, full: bool, address: str | None) -> Job:
     """Prepare, train and evaluate."""
+    from pipeline.train import teacher
+
     job = begin(config, not full)
+    teacher.check(job.config, job.model.kind)
     with alone.refusing(job.run, *BUSY):
         make_prepared(job, address)
         learn(job, address)
@@ -106,7 +109,10 @@ def prepare(config: Config, address: str | None) -> None:
 
 def train(config: Config, full: bool, address: str | None) -> None:
     """``broadsheet train``."""
+    from pipeline.train import teacher
+
     job = begin(config, not full)
+    teacher.check(job.config, job.model.kind)
     with alone.refusing(job.run, *BUSY):
         make_prepared(job, address)
         _train(job, address)

@@ -110,7 +110,8 @@ def _check_travels(options: Mapping[str, Any], config: Config) -> None:
     named = [*config.data.train, *config.data.validation, *config.data.test, *(options.get("files") or ())]
     keys = ("config_file", "where", "checkpoint", "update", "prepared", "from_feedback", "show")
     named += [*(options.get(key) for key in keys), *(options.get("compare") or ())]
-    named += [config.data.corrections, config.serve.keys, config.serve.tls_cert, config.serve.tls_key]
+    named += [config.data.corrections, config.train.teacher]
+    named += [config.serve.keys, config.serve.tls_cert, config.serve.tls_key]
     named += [config.model.name] if Path(config.model.name).is_dir() or config.model.name[0] in "./~" else []
     for path in named:
         if path and _is_relative(path):

@@ -39,7 +39,7 @@ def write(folder: Path) -> Path:
     card = {
         "labels": LABELS, "kind": "transformer", "text": ["text"], "max_tokens": 32, "pad_id": pad, "temperature": 1.0,
         "cleaning": {"version": clean.VERSION, "rules": [r.name for r in clean.RULES], "max_chars": 10_000},
-        "config": config.model_dump(mode="json"), "metrics": {},
+        "config": config.model_dump(mode="json"), "metrics": {}, "prepared": str(folder / "prepared"),
     }  # fmt: skip
     checkpoint.save_model(network, folder / "tokenizer", card, folder / "checkpoint")
     return folder / "checkpoint"

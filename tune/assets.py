@@ -15,9 +15,9 @@ from pipeline.errors import UserError
 from pipeline.model import source
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place
-from pipeline.train import trainer
+from pipeline.train import teacher, trainer
 from tune.propose import grid
-from tune.space import Point, Space, needs_data
+from tune.space import Point, Space, final_config, needs_data, trial_config
 
 MOST = 16  # prepared data sets of one search
 
@@ -80,6 +80,23 @@ class Assets:
             if not reused:
                 console.say("prepare", f"{_words(point)} -> {prepared.place}")
             self._known[_mark(point)] = Asset(prepared, model)
+
+    def ask_teacher(self, default: Point, address: str | None) -> None:
+        """Have the teacher's answers made to all rows that a trial or a final training will learn, if there is one.
+
+        Args:
+            default: the point of the default recipe.
+            address: the Ray cluster.
+        """
+        trial = trial_config(self._config, default)
+        seeds = range(trial.seed + 1, trial.seed + 1 + trial.tune.seeds)  # they draw the rows, where not all are taken
+        asked = set()
+        for asset in self._known.values() or [self._first]:
+            for config in (trial, *(final_config(self._config, default, seed) for seed in seeds)):
+                place = teacher.place_of(config, asset.prepared)
+                if place not in asked:
+                    teacher.ask(config, asset.prepared, address)
+                asked.add(place)
 
     def of(self, point: Point) -> Asset:
         """What a point's trial starts from."""

@@ -12,7 +12,7 @@ from pipeline.data import gates
 from pipeline.errors import UserError, WorkFailed
 from pipeline.folders import local_folder
 from pipeline.storage import Place
-from pipeline.train import trainer
+from pipeline.train import teacher, trainer
 from tune import conclude, keep, report, room, space
 from tune.assets import Assets
 from tune.journal import FORMAT, Journal, Trial, best_of, shown, table
@@ -80,6 +80,7 @@ def run(config: Config, address: str | None, extend: int = 0, resume: bool = Fal
 
 def _run(config: Config, journal: Journal | None, folder: Place, address: str | None, extend: int) -> None:
     job = stages.begin(config, False)
+    teacher.check(job.config, job.model.kind)
     rate = trainer.learning_rate(job.config, job.model)
     domains = space.space_of(job.config, job.model.kind, rate)
     default = space.default_point(job.config, domains, rate)
@@ -98,6 +99,7 @@ def _run(config: Config, journal: Journal | None, folder: Place, address: str | 
     stages.leave_note(job)
     assets = Assets(job, domains, folder / "trials")
     assets.prepare(address)
+    assets.ask_teacher(default, address)
     plan = Plan(job.config, domains, default, journal)
     interrupted = _search(job.config, plan, assets, folder, have)
     _finish(job.config, plan, assets, folder, address, interrupted)
@@ -132,6 +134,7 @@ def _identity(job: stages.Job) -> dict[str, Any]:
         "train's version": trainer.VERSION,
         "the average of weights": trainer.ema_decay(job.config, job.model),
         "adversarial changes": trainer.adversarial(job.config, job.model),
+        "the teacher": teacher.identity_of(job.config),
         **{f"train.{k}": v for k, v in train.items()},
         **{f"model.{k}": v for k, v in model.items()},
     }

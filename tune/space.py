@@ -20,7 +20,7 @@ _NOT_SEARCHED = {
     *(f"data.{k}" for k in ("dataset", "train", "validation", "test", "label", "labels", "corrections", "format")),
     *(f"train.{k}" for k in ("workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "track")),
     *(f"train.{k}" for k in ("keep_checkpoints", "checkpoint_seconds", "evaluations", "evaluate_at")),
-    *(f"train.{k}" for k in ("validation_rows", "max_rows")),
+    *(f"train.{k}" for k in ("validation_rows", "max_rows", "teacher")),
 }
 # Each value of these is data of its own: all of them are prepared before the first trial.
 _OF_DATA = ("model.name", "model.max_tokens", "model.vocab_size")

@@ -68,6 +68,17 @@ class TrainConfig(Section):
         "none",
         description="What a row counts in the loss: 'none', 'balanced' (rare classes more), or a number per label.",
     )
+    teacher: str = Field(
+        "",
+        description="A trained run or checkpoint with the same labels, usually a larger model, whose answers to the "
+        "training rows are learnt, too (distillation); empty: none.",
+    )
+    teacher_weight: float = Field(
+        0.5, ge=0, le=1, description="Share of the loss that is about the teacher's answers; the labels have the rest."
+    )
+    teacher_temperature: float = Field(
+        2.0, ge=0.1, le=100, description="By which the teacher's and the model's answers are softened to be compared."
+    )
     micro_batch_tokens: int | None = Field(
         None,
         ge=16,

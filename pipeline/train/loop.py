@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.data.prepared import Tokens
 from pipeline.train import batches
 from pipeline.train.adversarial import Adversary
+from pipeline.train.distill import Teaching
 from pipeline.train.distributed import Exchange
 
 
@@ -78,6 +79,7 @@ class Loop:
         micro_tokens: tokens (padding included) of one forward pass; a larger share of a batch is done in pieces,
             whose gradients add up.
         adversary: changes the token vectors of a second pass over each batch; None: there is none.
+        teaching: what a teacher says of ``tokens``; None: there is none.
     """
 
     model: nn.Module
@@ -95,6 +97,7 @@ class Loop:
     label_smoothing: float = 0.0
     micro_tokens: int | None = None
     adversary: Adversary | None = None
+    teaching: Teaching | None = None
     _settled: bool = field(default=False, init=False)
 
     def step(self, step: int, global_batch: batches.Rows, learning_rate: float) -> Tensor:
@@ -119,11 +122,12 @@ class Loop:
         part = torch.zeros((), device=self.device)
         for k, piece in enumerate(pieces):
             batch = self._batch(self.tokens, piece)
+            told = self.teaching.of(piece, self.device) if self.teaching is not None else None
             last = k + 1 == len(pieces)
-            part += self._pass(*batch, scale, last and self.adversary is None)
+            part += self._pass(*batch, scale, last and self.adversary is None, told)
             if self.adversary is not None:
                 with self.adversary.at_work(batch[1]):
-                    self._pass(*batch, scale, last)
+                    self._pass(*batch, scale, last, told)
         if self.exchange is not None:
             self.exchange(global_batch)
         self._clip()
@@ -145,7 +149,9 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         self._settled = True
 
-    def _pass(self, inputs: Tensor, mask: Tensor, labels: Tensor, scale: float, last: bool) -> Tensor:
+    def _pass(
+        self, inputs: Tensor, mask: Tensor, labels: Tensor, scale: float, last: bool, told: Tensor | None = None
+    ) -> Tensor:
         """Forward and backward; gradients add up, and are exchanged with the last pass of a step.
 
         Returns:
@@ -155,15 +161,19 @@ class Loop:
         with self.model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             with autocast(self.precision, self.device):
                 logits = self.model(input_ids=inputs, attention_mask=mask).logits
-            loss = scale * self._loss(logits.float(), labels)
+            loss = scale * self._loss(logits.float(), labels, told)
             (loss * self.world).backward()
         return loss.detach()
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Summed over rows."""
-        return nn.functional.cross_entropy(
+    def _loss(self, logits: Tensor, labels: Tensor, told: Tensor | None = None) -> Tensor:
+        """Summed over rows; ``told`` is what a teacher says of them."""
+        loss = nn.functional.cross_entropy(
             logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
+        if told is None or self.teaching is None:
+            return loss
+        counts = self.class_weights[labels] if self.class_weights is not None else None
+        return self.teaching.loss(loss, logits, told, counts)
 
     def _clip(self) -> None:
         """Scale gradients down to ``clip_norm``; on a CPU only where there is something to scale."""

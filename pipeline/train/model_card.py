@@ -132,7 +132,11 @@ def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mappi
         f"{ledger['read']:,} rows read = {sum(kept.values()):,} kept + {sum(ledger['rejected'].values()):,} rejected + "
         f"{ledger['duplicates']:,} duplicates. Train {kept['train']:,} ({_trained_on(figures, kept)}), "
         f"validation {kept['validation']:,}, test {kept['test']:,}. Prepared data `{card['data_fingerprint']}`.",
-        "## Training\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) + "```",
+        "## Training\n\n"
+        + _taught(config["train"])
+        + "```yaml\n"
+        + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        + "```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + ".",
         "## Limits\n\n"
         "The figures hold for rows drawn like the test rows; other sources, other times and other languages were not "
@@ -140,6 +144,17 @@ def _sections(card: Mapping[str, Any], figures: Mapping[str, Any], ledger: Mappi
         "texts made to mislead it.",
     ]
     return parts
+
+
+def _taught(train: Mapping[str, Any]) -> str:
+    """From whom it learnt besides the labels; checkpoints of earlier versions know of no teacher."""
+    if not train.get("teacher"):
+        return ""
+    weight, temperature = train["teacher_weight"], train["teacher_temperature"]
+    return (
+        f"Besides the labels it learnt from the answers of {_code(str(train['teacher']))} to the training rows "
+        f"(distillation, weight {weight:g}, temperature {temperature:g}).\n\n"
+    )
 
 
 def _range(interval: Sequence[float] | None) -> str:

@@ -20,13 +20,14 @@ from pipeline.errors import WorkFailed
 from pipeline.folders import put_folder
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place
-from pipeline.train import allocator, checkpoint
+from pipeline.train import allocator, checkpoint, teacher
 from pipeline.train.store import Store, name_of
 
 VERSION = 5  # raise it whenever the same configuration would train differently
 RESIZE_SECONDS = 5.0  # at the least, between looks for nodes that came back
 DEFAULT_EMA = {"lstm": 0.999}
 DEFAULT_ADVERSARIAL = {"lstm": 0.05}
+TEACHER = ("teacher", "teacher_weight", "teacher_temperature")
 DEFAULT_RATE = {"transformer": 1e-4, "adapters": 5e-4, "lstm": 3e-3, "linear": 1.0}  # linear has no rate
 
 
@@ -70,8 +71,9 @@ def fingerprint(config: Config, prepared: Prepared, model: ModelSource) -> str:
     train = config.train.model_dump(
         mode="json",
         exclude={"workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "keep_checkpoints",
-                 "checkpoint_seconds", "track"},
+                 "checkpoint_seconds", "track", *TEACHER},
     )  # fmt: skip
+    taught = teacher.identity_of(config)
     parts = (
         train,
         config.model.model_dump(mode="json", exclude={"name"}),
@@ -79,6 +81,7 @@ def fingerprint(config: Config, prepared: Prepared, model: ModelSource) -> str:
         learning_rate(config, model),
         ema_decay(config, model),
         adversarial(config, model),
+        *((taught, config.train.teacher_weight, config.train.teacher_temperature) if taught else ()),
     )
     return digest(str(VERSION), prepared.fingerprint, model.identity, *(json.dumps(p, sort_keys=True) for p in parts))
 
@@ -116,6 +119,7 @@ def train(
         return _fresh(final, mark)
     from pipeline.train import track
 
+    teacher.ask(config, prepared, address)
     have = cluster.connect(address)
     layout = cluster.train_layout(config, have)
     work = run / "train"
@@ -250,6 +254,7 @@ def job(
         "learning_rate": learning_rate(config, model),
         "ema_decay": ema_decay(config, model),
         "adversarial": adversarial(config, model),
+        "teacher": str(taught) if (taught := teacher.place_of(config, prepared)) else None,
         "card": card(config, prepared, model),
         "threads": layout.cpus,
         "until": until,

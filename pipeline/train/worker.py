@@ -21,9 +21,10 @@ from pipeline.evaluate import metrics
 from pipeline.folders import local_folder
 from pipeline.model import adapters, build
 from pipeline.storage import Place
-from pipeline.train import batches, checkpoint, failures, recipe
+from pipeline.train import batches, checkpoint, failures, recipe, teacher
 from pipeline.train.adversarial import Adversary
 from pipeline.train.average import Average
+from pipeline.train.distill import Teaching
 from pipeline.train.distributed import Exchange, wrap
 from pipeline.train.loop import Loop, precision
 from pipeline.train.seat import Seat
@@ -37,8 +38,9 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
 
     Args:
         job: ``config`` (dumped), ``prepared`` and ``initial`` (places), ``folder`` (of the checkpoints), ``card`` (for
-            broadsheet.json), ``learning_rate`` (the peak), ``ema_decay`` and ``adversarial`` (0: none), ``threads``,
-            ``until`` (the evaluation to stop after; None: the last) and ``tell``, an actor queue for progress or None.
+            broadsheet.json), ``learning_rate`` (the peak), ``ema_decay`` and ``adversarial`` (0: none), ``teacher``
+            (the place of its answers; None: there is none), ``threads``, ``until`` (the evaluation to stop after;
+            None: the last) and ``tell``, an actor queue for progress or None.
         seat: of this process among those that train.
 
     Raises:
@@ -51,7 +53,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
         torch.set_num_threads(job["threads"])
         pa.set_cpu_count(job["threads"])
     prepared = Prepared.open(job["prepared"])
-    train = sampled(prepared.tokens("train"), config.train.max_rows, config.seed)
+    train, numbers = _trained_on(prepared, config)
     held_out = prepared.tokens("validation") if prepared.rows("validation") else train
     validation = sampled(held_out, config.train.validation_rows, config.seed)
     plan = batches.Plan(train.lengths, config.train.batch_tokens, config.train.epochs, config.seed)
@@ -95,10 +97,14 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     if world > 1:
         model, exchange = wrap(network, device, train, pad_id)
     weights = recipe.class_weights(settings.class_weights, prepared.labels, train.labels)
+    teaching = None
+    if job["teacher"]:
+        answers = teacher.read(Place.of(job["teacher"]), numbers, len(prepared.labels))
+        teaching = Teaching(torch.from_numpy(answers), settings.teacher_weight, settings.teacher_temperature)
     loop = Loop(
         model, optimizer, train, pad_id, device, kind, settings.clip_norm, config.seed, rank, world, exchange,
         weights.to(device) if weights is not None else None, settings.label_smoothing, settings.micro_batch_tokens,
-        adversary,
+        adversary, teaching,
     )  # fmt: skip
     facts = {"device": str(device), "precision": f"{kind} ({why})", "threads": torch.get_num_threads()}
     facts |= {"steps": plan.steps, "rows": len(train), "workers": world}
@@ -224,6 +230,13 @@ def _refuse(loss: float, step: int) -> None:
     """
     if not math.isfinite(loss):
         raise WorkFailed(not_finite(f"the training loss ({loss}) is", step))
+
+
+def _trained_on(prepared: Prepared, config: Config) -> tuple[Tokens, batches.Rows]:
+    """The training rows, and their numbers in the train split."""
+    tokens = prepared.tokens("train")
+    numbers = batches.sample(tokens.labels, config.train.max_rows, config.seed)
+    return (tokens if len(numbers) == len(tokens) else tokens.take(numbers)), numbers
 
 
 def sampled(tokens: Tokens, max_rows: int | None, seed: int) -> Tokens:
