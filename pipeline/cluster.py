@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import auth_token, raylet
-from pipeline.config import Config
 from pipeline.errors import UserError, WorkFailed, first_line
 from pipeline.processors import local_cpus
 
@@ -184,9 +183,18 @@ def resources() -> Resources:
 
 def most_free_cpus() -> float:
     """CPUs that nobody holds now on the connected cluster's node with most of them."""
+    return max((float(n.get("CPU", 0.0)) for n in _free_of_nodes()), default=0.0)
+
+
+def free() -> Resources:
+    """Whole CPUs and GPUs that nobody holds now on the connected cluster."""
+    return Resources(tuple((int(n.get("CPU", 0.0)), int(n.get("GPU", 0.0))) for n in _free_of_nodes()))
+
+
+def _free_of_nodes() -> list[dict[str, float]]:
     from ray._private.state import available_resources_per_node  # nothing public tells nodes apart: test_retrain_e2e
 
-    return max((float(n.get("CPU", 0.0)) for n in available_resources_per_node().values()), default=0.0)
+    return list(available_resources_per_node().values())
 
 
 def may_grow() -> bool:
@@ -195,70 +203,6 @@ def may_grow() -> bool:
     import ray
 
     return any((n.get("Labels") or {}).get("ray.io/node-group") for n in ray.nodes() if n["Alive"])
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How training is laid out: ``workers`` processes of ``cpus`` cores and ``gpus`` GPUs each."""
-
-    workers: int
-    cpus: int
-    gpus: float
-
-    @property
-    def use_gpu(self) -> bool:
-        """Whether workers hold GPUs."""
-        return self.gpus > 0
-
-    def arithmetic(self) -> str:
-        """``2 workers x 1 CPU = 2 CPUs``."""
-        workers = f"{self.workers} worker{'s' if self.workers != 1 else ''}"
-        words = f"{workers} x {self.cpus} CPU = {self.workers * self.cpus} CPUs"
-        return words + (f", x {self.gpus:g} GPU = {self.workers * self.gpus:g} GPUs" if self.gpus else "")
-
-
-def train_layout(
-    config: Config, have: Resources, keys: str = "train.workers (--workers) or train.cpus_per_worker"
-) -> Layout:
-    """The training layout that the configuration asks for or, where it is silent, what fits.
-
-    Args:
-        config: of the run.
-        have: the cluster.
-        keys: what to lower where it does not fit.
-
-    Raises:
-        UserError: it asks for more than the cluster has (with ``train.min_workers``: for more than that at the least).
-    """
-    train = config.train
-    gpus = train.gpus_per_worker if train.gpus_per_worker is not None else (1.0 if have.gpus else 0.0)
-    if train.workers is not None:
-        workers = train.workers
-    elif gpus:
-        workers = max(1, int(have.gpus / gpus))
-    else:
-        workers = max(1, min(2 * max(1, have.nodes), have.room(train.cpus_per_worker)))
-    layout = Layout(workers, train.cpus_per_worker, gpus)
-    if train.min_workers is not None and train.min_workers > workers:
-        raise UserError(f"train.min_workers={train.min_workers} is more than the {workers} of train.workers: lower it")
-    least = Layout(train.min_workers or workers, train.cpus_per_worker, gpus)
-    check_fits("training", least, have, keys)
-    return layout
-
-
-def check_fits(what: str, layout: Layout, have: Resources, keys: str) -> None:
-    """Refuse a layout that the nodes of the cluster have no room for.
-
-    Raises:
-        UserError: with the arithmetic and the keys to lower.
-    """
-    room = have.room(layout.cpus, layout.gpus)
-    if layout.workers > room:
-        short = layout.workers * layout.cpus > have.cpus or layout.workers * layout.gpus > have.gpus
-        why = "" if short else f", where {room} such worker{'s' if room != 1 else ''} fit node by node"
-        raise UserError(
-            f"{what} does not fit: {layout.arithmetic()}, but the cluster has {have.line()}{why}. Lower {keys}"
-        )
 
 
 @contextmanager

@@ -9,8 +9,7 @@ import ray
 from ray import exceptions as broken
 
 from pipeline import cluster
-from pipeline.cluster import Layout, Resources, check_fits, our_error, pinned, train_layout
-from pipeline.config import load
+from pipeline.cluster import Resources, our_error, pinned
 from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate import predict
 from pipeline.evaluate.predict import found_room, pool
@@ -69,22 +68,6 @@ def test_an_autoscaler_is_known_by_the_groups_of_its_nodes(monkeypatch: pytest.M
 def test_one_replica_per_gpu() -> None:
     lay = pool(Resources(((8, 2), (8, 2))))
     assert (lay.replicas, lay.gpus) == (4, 1)
-
-
-def test_a_worker_must_fit_on_one_node() -> None:
-    check_fits("training", Layout(2, 2, 0), cpus(2, 2), "train.workers")
-    with pytest.raises(
-        UserError, match=r"1 worker x 3 CPU = 3 CPUs.* 4 CPUs \(2 \+ 2\).*0 such workers fit node by node"
-    ):
-        check_fits("training", Layout(1, 3, 0), cpus(2, 2), "train.workers")
-    with pytest.raises(UserError, match=r"1 such worker fit"):
-        check_fits("training", Layout(2, 1, 1), Resources(((1, 2), (1, 0))), "train.workers")
-
-
-def test_the_default_layout_never_exceeds_the_nodes() -> None:
-    config = load(sets=["train.cpus_per_worker=2"])
-    assert train_layout(config, cpus(3, 3)).workers == 2
-    assert train_layout(load(), Resources(((8, 4), (8, 4)))).workers == 8
 
 
 def test_ray_train_still_hands_the_address_on(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:

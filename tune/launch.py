@@ -21,6 +21,7 @@ from typing import Any
 from pipeline import cluster
 from pipeline.errors import UserError, WorkFailed, first_line
 from pipeline.storage import Place
+from pipeline.train.layout import Layout
 from pipeline.train.store import SCORE, Store, name_of
 from tune import population
 from tune.journal import Journal, Trial, best_of
@@ -49,7 +50,7 @@ class Launch:
         self,
         plan: Plan,
         folder: Place,
-        layout: cluster.Layout,
+        layout: Layout,
         concurrent: int,
         job_of: Callable[[Trial], dict[str, Any]],
         board: Board,
@@ -330,7 +331,7 @@ class Launch:
         return Follow()
 
 
-def held(layout: cluster.Layout) -> dict[str, float]:
+def held(layout: Layout) -> dict[str, float]:
     """What Tune reserves for a trial.
 
     Where Ray Train's workers hold the CPUs and GPUs, the process of the trial only waits; but Tune refuses an empty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline import cluster
 from pipeline.config import Config
+from pipeline.train.layout import Layout
 
 PROCESS_GB = 0.7  # a worker with torch loaded and no model yet
 # Weights, their gradient and the two moments of AdamW, and copies of all but the gradient for checkpoints.
@@ -25,9 +26,7 @@ def worker_gb(weights_bytes: int, batch_tokens: int, hidden: int, layers: int, a
     return PROCESS_GB + ((COPIES + AVERAGE_COPIES * averaged) * weights_bytes + activations) / 1e9
 
 
-def at_once(
-    config: Config, trials: int, layout: cluster.Layout, have: cluster.Resources, each_gb: float
-) -> tuple[int, str]:
+def at_once(config: Config, trials: int, layout: Layout, have: cluster.Resources, each_gb: float) -> tuple[int, str]:
     """How many trials run at once, and the arithmetic.
 
     Args:

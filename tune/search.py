@@ -13,6 +13,7 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.folders import local_folder
 from pipeline.storage import Place
 from pipeline.train import teacher, trainer
+from pipeline.train.layout import train_layout
 from tune import conclude, keep, report, room, space
 from tune.assets import Assets
 from tune.journal import FORMAT, Journal, Trial, best_of, shown, table
@@ -167,7 +168,7 @@ def _found(journal: Journal | None, folder: Place, facts: dict[str, Any], extend
 def _search(config: Config, plan: Plan, assets: Assets, folder: Place, have: cluster.Resources) -> bool:
     """Run the trials; whether it was interrupted."""
     base = space.trial_config(config, plan.default)
-    layout = cluster.train_layout(base, have, "tune.workers or train.cpus_per_worker")
+    layout = train_layout(base, have, "tune.workers or train.cpus_per_worker")
     initial = assets.initial(base, assets.of(plan.default))
     count = plan.count()
     with local_folder(initial) as files:

@@ -204,6 +204,7 @@ def trial_config(config: Config, point: Point) -> Config:
         "train.evaluate_at": shares(config),
         "train.workers": tune.workers,
         "train.min_workers": None,
+        "train.cpus_per_worker": config.train.cpus_per_worker or 1,
         "train.max_failures": 1,
         "train.track": (),
         "train.max_rows": _least(tune.max_rows, config.train.max_rows),

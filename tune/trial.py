@@ -13,6 +13,7 @@ from typing import Any
 from pipeline import cluster
 from pipeline.config import Config
 from pipeline.storage import Place
+from pipeline.train.layout import Layout
 
 ERROR = "error"
 
@@ -29,7 +30,7 @@ def training(config: dict[str, Any]) -> None:
     from pipeline.train import failures
 
     work, job = Place(config["work"]), json.loads(config["job"])
-    folder, layout = work / config["folder"], cluster.Layout(*config["layout"])
+    folder, layout = work / config["folder"], Layout(*config["layout"])
     try:
         for entry in _missed(folder, config["known"]):
             tune.report(entry)
@@ -58,7 +59,7 @@ def _missed(folder: Place, known: int) -> list[dict[str, Any]]:
     return []
 
 
-def _on_ray_train(work: Place, name: str, layout: cluster.Layout, job: dict[str, Any]) -> None:
+def _on_ray_train(work: Place, name: str, layout: Layout, job: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from pipeline.train import trainer

@@ -10,6 +10,7 @@ from pipeline import cluster
 from pipeline.config import Config
 from pipeline.doctor.judge import GB, Finding
 from pipeline.errors import UserError
+from pipeline.train.layout import train_layout
 
 # Bytes per parameter, at the least: float32 weights and AdamW's two moments, on disk; the gradients too, in memory.
 CHECKPOINT_BYTES, TRAINING_BYTES = 12, 16
@@ -30,7 +31,7 @@ def findings(config: Config, have: cluster.Resources, here: tuple[float, float],
         disk_free: bytes free where runs live; None where that cannot be measured.
     """
     try:
-        layout = cluster.train_layout(config, have)
+        layout = train_layout(config, have)
         yield Finding("training", True, f"{layout.arithmetic()} of {have.cpus} CPUs, {have.gpus} GPUs")
         if parameters:
             yield _memory(layout.workers, parameters, TRAINING_BYTES + AVERAGE_BYTES * averaged, have)

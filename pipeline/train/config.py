@@ -13,14 +13,19 @@ class TrainConfig(Section):
     """The optimisation and its lay-out over workers."""
 
     workers: int | None = Field(
-        None, ge=1, description="DDP workers; null: one per GPU, or 2 (1 on a single core) without GPUs."
+        None, ge=1, description="DDP workers; null: one per GPU; without GPUs one per 8 cores (lstm: 2 per node)."
     )
     min_workers: int | None = Field(
         None,
         ge=1,
         description="Go on with as few as these where nodes are lost, with more when they are back; null: all or none.",
     )
-    cpus_per_worker: int = Field(1, ge=1, description="CPU cores (and torch threads) of one worker.")
+    cpus_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="CPU cores (and torch threads) of one worker; null: as many as fit, 8 at most; for lstm, beside a "
+        "GPU and in trials of a search 1.",
+    )
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of one worker; null: 1 where the cluster has GPUs, else 0."
     )

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import cluster, console, gauges
+from pipeline.train.layout import Layout
 
 SILENCE_SECONDS = 120.0  # without a word from the workers, and a person is told
 
 
-def follow(queue: Any, layout: cluster.Layout, run: str) -> None:
+def follow(queue: Any, layout: Layout, run: str) -> None:
     """Print and count events until the last one.
 
     Args:

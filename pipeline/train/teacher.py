@@ -6,6 +6,7 @@ named after its first row, and written whole or not at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from pipeline.train import batches, checkpoint
 FORMAT = 1
 PART_ROWS = 1024
 MOST_BYTES = 4 << 30  # of answers, which every worker holds in memory
+_MODEL = re.compile(r"model.*\.safetensors")
 COUNTED = ("row", "logits")  # columns of a part: the row's number in the train split, and a number per label
 
 
@@ -75,7 +77,12 @@ def check(config: Config, kind: str) -> None:
     if config.train.teacher:
         if kind == "linear":
             raise UserError("train.teacher: the linear model learns from labels alone: leave the teacher out")
-        find(config)
+        where, _ = find(config)
+        run = Place.of(config.storage) / config.name
+        if str(where).startswith(f"{run}/"):
+            raise UserError(
+                f"train.teacher: {where} would be overwritten by its own student: give this run another --name"
+            )
 
 
 def identity_of(config: Config) -> str:
@@ -83,8 +90,8 @@ def identity_of(config: Config) -> str:
     if not config.train.teacher:
         return ""
     where, card = find(config)
-    # Not the rest of the folder: an evaluation writes there.
-    files = [f for f in where.files() if f.name in ("config.json", "tokenizer.json") or f.name.startswith("model")]
+    # Not the rest of the folder: evaluating and serving write there.
+    files = [f for f in where.files() if f.name in ("config.json", "tokenizer.json") or _MODEL.fullmatch(f.name)]
     reads = (str(card["cleaning"]), str(card["max_tokens"]), *card["labels"])
     return digest(*(f"{f.name}|{identity(f.uri)}" for f in files), *reads)
 

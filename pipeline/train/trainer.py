@@ -21,6 +21,7 @@ from pipeline.folders import put_folder
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place
 from pipeline.train import allocator, checkpoint, teacher
+from pipeline.train.layout import Layout, beside_others
 from pipeline.train.store import Store, name_of
 
 VERSION = 5  # raise it whenever the same configuration would train differently
@@ -121,7 +122,7 @@ def train(
 
     teacher.ask(config, prepared, address)
     have = cluster.connect(address)
-    layout = cluster.train_layout(config, have)
+    layout = beside_others(config, have)
     work = run / "train"
     tracking = track.begin(config, run, mark, resumed=(work / mark).exists())
     write_initial(config, prepared, model, work / f"initial-{mark}")
@@ -241,7 +242,7 @@ def job(
     config: Config,
     prepared: Prepared,
     model: ModelSource,
-    layout: cluster.Layout,
+    layout: Layout,
     initial: Place,
     tell: Any = None,
     until: int | None = None,
@@ -264,7 +265,7 @@ def job(
 
 def torch_trainer(
     config: Config,
-    layout: cluster.Layout,
+    layout: Layout,
     work: Place,
     name: str,
     loop_config: dict[str, Any],
@@ -319,7 +320,7 @@ def _fit(
     config: Config,
     prepared: Prepared,
     model: ModelSource,
-    layout: cluster.Layout,
+    layout: Layout,
     work: Place,
     mark: str,
     tracking: Any,

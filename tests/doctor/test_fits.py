@@ -26,8 +26,8 @@ def good(findings: dict[int, Finding]) -> list[bool]:
 
 def test_all_fits_with_the_arithmetic() -> None:
     training, memory, serving, disk = found().values()
-    assert "6 workers x 1 CPU = 6 CPUs of 8 CPUs" in training.fact
-    assert "6 workers x 22.7 M parameters x 16 bytes = 2.0 GB" in memory.fact
+    assert "2 workers x 4 CPU = 8 CPUs of 8 CPUs" in training.fact
+    assert "2 workers x 22.7 M parameters x 16 bytes = 0.7 GB" in memory.fact
     assert "1 to 2 replicas of 1 CPU, room for 8" in serving.fact
     assert "4 checkpoints x 22.7 M parameters x 12 bytes = 1.0 GB, twice that must be free; 50.0 GB are" in disk.fact
     assert good(found()) == [True] * 4

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import Layout
 from pipeline.config import load
 from pipeline.storage import Place
 from pipeline.train import allocator, trainer
+from pipeline.train.layout import Layout
 
 STEPS = """
 import resource, threading, numpy

@@ -133,4 +133,6 @@ def test_a_teacher_that_is_not_there(tmp_path: Path, bert: Path) -> None:
     with pytest.raises(UserError, match="the linear model learns from labels alone"):
         teacher.check(config(tmp_path, bert), "linear")
     teacher.check(config(tmp_path, bert), "lstm")
+    with pytest.raises(UserError, match="another --name"):
+        teacher.check(config(bert.parent.parent, bert).updated({"name": bert.parent.name}), "lstm")
     assert teacher.place_of(configuration.load(None, [], {}), None) is None  # type: ignore[arg-type]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cluster import Layout, Resources, train_layout
+from pipeline.cluster import Resources
 from pipeline.config import load
 from pipeline.errors import UserError
+from pipeline.train.layout import Layout, train_layout
 from tune.room import at_once, worker_gb
 from tune.space import trial_config
 

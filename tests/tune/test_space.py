@@ -56,6 +56,7 @@ def test_domains_draw_and_move_inside() -> None:
         ("{train.learning_rat: {uniform: [0, 1]}}", "", "did you mean 'train.learning_rate'"),
         ("{serve.port: {int: [1, 9]}}", "", "serve.port is no hyper-parameter"),
         ("{train.workers: {int: [1, 2]}}", "", "train.workers is no hyper-parameter"),
+        ("{train.teacher: {choice: [a, b]}}", "", "train.teacher is no hyper-parameter"),
         ("{train.epochs: {int: [0, 3]}}", "", "train.epochs"),
         ("{model.max_tokens: {int: [32, 64]}}", "", "data of its own"),
         ("{train.warmup: {uniform: [0, 0.1]}}", "tune.algorithm=grid", "write train.warmup as {choice"),
