@@ -76,7 +76,7 @@ def run(config: Config, full: bool, address: str | None) -> Job:
     from pipeline.train import teacher
 
     job = begin(config, not full)
-    teacher.check(job.config, job.model.kind)
+    job.config = teacher.check(job.config, job.model.kind)
     with alone.refusing(job.run, *BUSY):
         make_prepared(job, address)
         learn(job, address)
@@ -112,7 +112,7 @@ def train(config: Config, full: bool, address: str | None) -> None:
     from pipeline.train import teacher
 
     job = begin(config, not full)
-    teacher.check(job.config, job.model.kind)
+    job.config = teacher.check(job.config, job.model.kind)
     with alone.refusing(job.run, *BUSY):
         make_prepared(job, address)
         _train(job, address)

@@ -23,6 +23,7 @@ from tune.plan import Plan, facts_of
 from tune.propose import check_installed
 
 # Of the run's configuration: what the scores of the trials depend on, besides the space and section tune.
+LAYOUT_KEYS = "tune.workers or train.cpus_per_worker"
 _LAYOUT = ("workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "keep_checkpoints",
            "checkpoint_seconds", "track", "epochs", "evaluations", "evaluate_at")  # fmt: skip
 _KINDS = {"asha": "ASHA", "optuna": "Optuna's TPE with ASHA", "pbt": "a population"}
@@ -81,7 +82,7 @@ def run(config: Config, address: str | None, extend: int = 0, resume: bool = Fal
 
 def _run(config: Config, journal: Journal | None, folder: Place, address: str | None, extend: int) -> None:
     job = stages.begin(config, False)
-    teacher.check(job.config, job.model.kind)
+    job.config = teacher.check(job.config, job.model.kind)
     rate = trainer.learning_rate(job.config, job.model)
     domains = space.space_of(job.config, job.model.kind, rate)
     default = space.default_point(job.config, domains, rate)
@@ -100,6 +101,7 @@ def _run(config: Config, journal: Journal | None, folder: Place, address: str | 
     stages.leave_note(job)
     assets = Assets(job, domains, folder / "trials")
     assets.prepare(address)
+    train_layout(space.trial_config(job.config, default), have, LAYOUT_KEYS)  # refused before a teacher is asked
     assets.ask_teacher(default, address)
     plan = Plan(job.config, domains, default, journal)
     interrupted = _search(job.config, plan, assets, folder, have)
@@ -126,7 +128,9 @@ def _extended(journal: Journal, config: Config, extend: int) -> Config:
 
 def _identity(job: stages.Job) -> dict[str, Any]:
     assert job.prepared is not None
-    train = {k: v for k, v in job.config.train.model_dump(mode="json").items() if k not in _LAYOUT}
+    taught = teacher.identity_of(job.config)
+    left_out = {*_LAYOUT, *(("teacher",) if taught else trainer.TEACHER)}
+    train = {k: v for k, v in job.config.train.model_dump(mode="json").items() if k not in left_out}
     model = job.config.model.model_dump(mode="json")
     return {
         "the data": job.prepared.fingerprint,
@@ -135,7 +139,7 @@ def _identity(job: stages.Job) -> dict[str, Any]:
         "train's version": trainer.VERSION,
         "the average of weights": trainer.ema_decay(job.config, job.model),
         "adversarial changes": trainer.adversarial(job.config, job.model),
-        "the teacher": teacher.identity_of(job.config),
+        **({"the teacher": taught} if taught else {}),
         **{f"train.{k}": v for k, v in train.items()},
         **{f"model.{k}": v for k, v in model.items()},
     }
@@ -168,7 +172,7 @@ def _found(journal: Journal | None, folder: Place, facts: dict[str, Any], extend
 def _search(config: Config, plan: Plan, assets: Assets, folder: Place, have: cluster.Resources) -> bool:
     """Run the trials; whether it was interrupted."""
     base = space.trial_config(config, plan.default)
-    layout = train_layout(base, have, "tune.workers or train.cpus_per_worker")
+    layout = train_layout(base, have, LAYOUT_KEYS)
     initial = assets.initial(base, assets.of(plan.default))
     count = plan.count()
     with local_folder(initial) as files:
@@ -180,6 +184,7 @@ def _search(config: Config, plan: Plan, assets: Assets, folder: Place, have: clu
     tokens = max(base.train.batch_tokens, *budgets, 0)
     averaged = trainer.ema_decay(config, assets.of(plan.default).model) > 0
     each = room.worker_gb(weights, tokens // layout.workers, hidden, layers, averaged)
+    each += teacher.size_of(base, assets.of(plan.default).prepared) / 1e9
     concurrent, words = room.at_once(config, count, layout, have, each)
     kind = _KINDS.get(config.tune.algorithm, config.tune.algorithm)
     console.say("tune", f"{count} trials, {concurrent} at once ({words}), {kind}, by macro F1 on validation rows; "

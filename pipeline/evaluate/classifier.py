@@ -63,6 +63,20 @@ class Encoded:
     cleaned: list[str]
 
 
+def check_rules(folder: object, card: dict[str, Any]) -> None:
+    """Refuse a checkpoint that reads texts as this version no longer cleans them.
+
+    Raises:
+        UserError: it does.
+    """
+    version = card["cleaning"]["version"]
+    if version != clean.VERSION:
+        raise UserError(
+            f"{folder}: trained with cleaning rules version {version}, this Broadsheet has "
+            f"{clean.VERSION}: train again, or install the version named in its broadsheet.json"
+        )
+
+
 class Classifier:
     """A checkpoint in memory.
 
@@ -85,12 +99,8 @@ class Classifier:
         self.max_tokens = int(self.card["max_tokens"])
         self._pad_id = int(self.card["pad_id"])
         self.temperature = float(self.card["temperature"])
+        check_rules(folder, self.card)
         cleaning = self.card["cleaning"]
-        if cleaning["version"] != clean.VERSION:
-            raise UserError(
-                f"{folder}: trained with cleaning rules version {cleaning['version']}, this Broadsheet has "
-                f"{clean.VERSION}: train again, or install the version named in its broadsheet.json"
-            )
         self._rules = clean.select(cleaning["rules"])
         self._max_chars = int(cleaning["max_chars"])
         self._tokenizer = TextTokenizer(folder, self.max_tokens)

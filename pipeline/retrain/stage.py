@@ -100,8 +100,11 @@ def train(base: Run, config: Config, feedback: str | None, suspects: str, addres
     Raises:
         UserError: feedback or corrections make no sense, or the test rows would not be those of the base.
     """
+    from pipeline.train import teacher
+
     tested = base.predictions()
     run = Place.of(config.storage) / config.name
+    config = teacher.check(config, config.model.name)  # the base's own may be gone by now
     with alone.refusing(run, *stages.BUSY):  # its data version, too, is one command's
         before = bases.read_version(run)
         if before is not None:  # the endpoint that told where feedback lies may be gone by now

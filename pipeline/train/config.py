@@ -73,10 +73,10 @@ class TrainConfig(Section):
         "none",
         description="What a row counts in the loss: 'none', 'balanced' (rare classes more), or a number per label.",
     )
-    teacher: str = Field(
-        "",
+    teacher: str | None = Field(
+        None,
         description="A trained run or checkpoint with the same labels, usually a larger model, whose answers to the "
-        "training rows are learnt, too (distillation); empty: none.",
+        "training rows are learnt, too (distillation); null: none.",
     )
     teacher_weight: float = Field(
         0.5, ge=0, le=1, description="Share of the loss that is about the teacher's answers; the labels have the rest."

@@ -1,14 +1,15 @@
 """A teacher's answers to the training rows: made once on Ray Data, kept beside the prepared data, read by every worker.
 
-Runs and trials that learn the same rows from the same teacher share them. A pass that was cut off goes on: each part is
-named after its first row, and written whole or not at all.
+Runs and trials that learn from the same teacher share them: the folder is a table of answers by row, and only rows that
+have none are asked. A pass that was cut off goes on: each part is written whole or not at all.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,72 +25,95 @@ from pipeline.errors import UserError, WorkFailed
 from pipeline.storage import Place, identity
 from pipeline.train import batches, checkpoint
 
+Rows = npt.NDArray[np.int64]
+
 FORMAT = 1
 PART_ROWS = 1024
-MOST_BYTES = 4 << 30  # of answers, which every worker holds in memory
+MOST_BYTES = 1 << 30  # of answers, which every worker holds in memory
+NONE = "without a teacher: --set train.teacher=null"
 _MODEL = re.compile(r"model.*\.safetensors")
-COUNTED = ("row", "logits")  # columns of a part: the row's number in the train split, and a number per label
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows of one shard that are one part of the answers.
-
-    Attributes:
-        shard: the Parquet file, as a URI.
-        first: number of the shard's first row in the train split.
-        rows: their numbers in the train split, rising.
-    """
-
-    shard: str
-    first: int
-    rows: list[int]
-
-    @property
-    def name(self) -> str:
-        """Of the part."""
-        return f"part-{self.rows[0]:012d}.parquet"
 
 
 def find(config: Config) -> tuple[Place, dict[str, Any]]:
     """The checkpoint that ``train.teacher`` names, and its card.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be used here.
     """
+    from pipeline.evaluate.classifier import check_rules
+
     try:
-        where = checkpoint.find(config.train.teacher)
-        return where, checkpoint.read_card(where)
+        where = checkpoint.find(config.train.teacher or "")
+        card = checkpoint.read_card(where)
+        check_rules(where, card)
     except UserError as e:
-        raise UserError(f"train.teacher: {e}") from e
+        raise UserError(f"train.teacher: {e}; {NONE}") from e
+    return where, card
 
 
-def check(config: Config, kind: str) -> None:
+def check(config: Config, kind: str) -> Config:
     """Look whether there is such a teacher, before anything is prepared.
 
     Args:
         config: of the run.
         kind: of model that is to learn.
 
+    Returns:
+        The configuration with the teacher's whole path: what is saved of it is read in other folders, too.
+
     Raises:
         UserError: there is none, or the model cannot learn from one.
     """
-    if config.train.teacher:
-        if kind == "linear":
-            raise UserError("train.teacher: the linear model learns from labels alone: leave the teacher out")
+    if config.train.teacher is None:
+        return config
+    if kind == "linear":
+        raise UserError(f"train.teacher: the linear model learns from labels alone; {NONE}")
+    named, run = Place.of(config.train.teacher), Place.of(config.storage) / config.name
+    config = config.updated({"train.teacher": str(named)})
+    if not _recorded(config):
         where, _ = find(config)
-        run = Place.of(config.storage) / config.name
-        if str(where).startswith(f"{run}/"):
-            raise UserError(
-                f"train.teacher: {where} would be overwritten by its own student: give this run another --name"
-            )
+        if _real(run) in (_real(where), _real(where.parent)):
+            raise UserError(f"train.teacher: {where} would be overwritten by its student: give this run another --name")
+    return config
+
+
+def _real(place: Place) -> str:
+    return os.path.realpath(place.uri) if place.is_local else place.uri
+
+
+def _recorded(config: Config) -> str:
+    """The identity of the teacher that a finished run of this name learnt from: it may be gone by now."""
+    final = Place.of(config.storage) / config.name / "checkpoint"
+    if not (final / checkpoint.CARD).exists():
+        return ""
+    card = checkpoint.read_card(final)
+    same = card["config"]["train"].get("teacher") == config.train.teacher
+    return str(card.get("training", {}).get("teacher") or "") if same else ""
 
 
 def identity_of(config: Config) -> str:
-    """What changes when the answers of the configured teacher do; empty where there is none."""
-    if not config.train.teacher:
+    """What changes when the answers of the configured teacher do; empty where there is none.
+
+    It is looked at once in a command: all that the command does, it does with one teacher.
+    """
+    if config.train.teacher is None:
         return ""
-    where, card = find(config)
+    try:
+        where, _ = find(config)
+    except UserError:
+        if known := _recorded(config):
+            return known
+        raise
+    return _identity_at_first(str(where))
+
+
+@functools.cache
+def _identity_at_first(where: str) -> str:
+    return _identity(Place.of(where))
+
+
+def _identity(where: Place) -> str:
+    card = checkpoint.read_card(where)
     # Not the rest of the folder: evaluating and serving write there.
     files = [f for f in where.files() if f.name in ("config.json", "tokenizer.json") or _MODEL.fullmatch(f.name)]
     reads = (str(card["cleaning"]), str(card["max_tokens"]), *card["labels"])
@@ -98,11 +122,17 @@ def identity_of(config: Config) -> str:
 
 def place_of(config: Config, prepared: Prepared) -> Place | None:
     """Where the answers lie, made or not; None where there is no teacher."""
-    if not config.train.teacher:
+    if config.train.teacher is None:
         return None
-    sample = (None, None) if config.train.max_rows is None else (config.train.max_rows, config.seed)
-    mark = digest(str(FORMAT), prepared.fingerprint, identity_of(config), *map(str, sample))
-    return Place.of(config.storage) / "taught" / mark
+    return Place.of(config.storage) / "taught" / digest(str(FORMAT), prepared.fingerprint, identity_of(config))
+
+
+def size_of(config: Config, prepared: Prepared) -> int:
+    """Bytes of the answers that a worker holds; 0 where there is no teacher."""
+    if config.train.teacher is None:
+        return 0
+    rows = prepared.rows("train")
+    return 4 * len(prepared.labels) * min(rows, config.train.max_rows or rows)
 
 
 def ask(config: Config, prepared: Prepared, address: str | None) -> None:
@@ -122,34 +152,33 @@ def ask(config: Config, prepared: Prepared, address: str | None) -> None:
         return
     where, card = find(config)
     order = _order(card["labels"], prepared.labels, where)
-    pieces = cut(prepared, config)
-    rows = sum(len(p.rows) for p in pieces)
-    if rows * len(order) * 4 > MOST_BYTES:
+    if (size := size_of(config, prepared)) > MOST_BYTES:
         raise UserError(
-            f"train.teacher: answers to {rows:,} rows with {len(order):,} labels each take "
-            f"{rows * len(order) * 4 / 1e9:.1f} GB in every worker; up to {MOST_BYTES / 1e9:.1f} GB are held: lower "
-            "train.max_rows, or leave the teacher out"
+            f"train.teacher: its answers, 4 bytes a training row and label, take {size / 1e9:.1f} GB in every worker; "
+            f"up to {MOST_BYTES / 1e9:.1f} GB are held: lower train.max_rows; {NONE}"
         )
+    labels = prepared.table("train", ["label"])["label"].to_numpy().astype(np.int64)
+    wanted = batches.sample(labels, config.train.max_rows, config.seed)
     _warn_of_leaks(card, prepared, where)
     with alone.waiting(place, lambda who: console.say("teach", f"another command ({who}) asks: waiting for it")):
         place.sweep(".part-*.parquet.*")
-        done = {f.name for f in place.files(".parquet")}
-        missing = [p for p in pieces if p.name not in done]
-        if not missing:
-            console.say("teach", f"unchanged, reusing the answers of {where} to {rows:,} rows")
+        missing = _missing(place, wanted)
+        if not len(missing):
+            console.say("teach", f"unchanged, reusing the answers of {where} to {len(wanted):,} rows")
             return
-        if done:
-            console.say(
-                "teach", f"going on with a pass that was cut off: {len(done):,} of {len(pieces):,} parts are done"
-            )
-        console.say("teach", f"{where} classifies {rows:,} training rows")
+        known = len(wanted) - len(missing)
+        console.say("teach", f"{where} classifies {len(missing):,} training rows"
+                    + (f"; its answers to {known:,} are there" if known else ""))  # fmt: skip
         try:
-            _classify(missing, rows, where, order, place, address)
+            _classify(prepared, missing, where, order, place, address)
         except Exception as e:
             ours = cluster.our_error(e)
             if ours is None:
                 raise
             raise ours from None
+        if _identity(where) != _identity_at_first(str(where)):
+            place.delete()
+            raise WorkFailed(f"train.teacher: {where} changed while it was asked: run the same command again")
 
 
 def _order(theirs: list[str], ours: list[str], where: Place) -> list[int]:
@@ -163,67 +192,99 @@ def _order(theirs: list[str], ours: list[str], where: Place) -> list[int]:
         who = f"{where} does not know it" if odd[0] in ours else "the training rows do not have it"
         raise UserError(
             f"train.teacher: a teacher knows the labels that are to be learnt and no others, but of '{odd[0]}' {who}: "
-            "train the teacher on rows with the same labels"
+            f"train the teacher on rows with the same labels; {NONE}"
         )
     return [theirs.index(label) for label in ours]
 
 
-def cut(prepared: Prepared, config: Config) -> list[Piece]:
-    """The rows that are trained on, in pieces that depend on nothing else."""
-    labels = prepared.table("train", ["label"])["label"].to_numpy().astype(np.int64)
-    chosen = batches.sample(labels, config.train.max_rows, config.seed)
-    pieces, first = [], 0
-    for shard in prepared.shards("train"):
-        with shard.open_random() as f:
-            after = first + pq.ParquetFile(f).metadata.num_rows
-        inside = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, after)]
-        for start in range(0, len(inside), PART_ROWS):
-            pieces.append(Piece(str(shard), first, inside[start : start + PART_ROWS].tolist()))
-        first = after
-    return pieces
+def _missing(place: Place, wanted: Rows) -> Rows:
+    """Those of the rows that have no answer yet."""
+    known = [np.empty(0, np.int64)]
+    for part in place.files(".parquet"):
+        with part.open_random() as f:
+            known.append(pq.ParquetFile(f).read(columns=["row"])["row"].to_numpy())
+    return np.setdiff1d(wanted, np.concatenate(known), assume_unique=True)
 
 
 def _warn_of_leaks(card: dict[str, Any], prepared: Prepared, where: Place) -> None:
     from pipeline.evaluate.scored import learnt
 
-    for split in ("validation", "test"):
-        if prepared.rows(split) and (known := learnt(card, prepared, split)):
+    for split in ("test", "validation"):
+        if not prepared.rows(split):
+            continue
+        known = learnt(card, prepared, split)
+        if known is None:
             console.warn(
                 "teach",
-                f"WARN {known:,} of {prepared.rows(split):,} {split} rows are among those that {where} was trained on: "
-                "figures on them will be too good. Prepare both from the same files, with the same seed",
+                f"the data that {where} was trained on is no longer where it was: whether test rows are among them, "
+                "which would flatter the figures, is not known",
+            )
+            return
+        if known:
+            console.warn(
+                "teach",
+                f"{known:,} of {prepared.rows(split):,} {split} rows are among those that {where} was trained on: they "
+                "flatter the figures. Prepare both from the same files, with the same seed",
             )
 
 
-def _classify(pieces: list[Piece], total: int, where: Place, order: list[int], out: Place, address: str | None) -> None:
-    from pipeline.evaluate.predict import BATCH_TOKENS, found_room, loaded, mapped, version_of
+def cut(shards: Sequence[tuple[str, int]], rows: Rows, most: int) -> list[dict[str, Any]]:
+    """Rows of the train split as tasks of one shard each.
 
+    Args:
+        shards: the Parquet files, as URIs, and how many rows each has.
+        rows: numbers in the train split, rising.
+        most: rows of a task.
+
+    Returns:
+        ``shard``, ``first`` (number of the shard's first row in the split) and ``rows`` (numbers in the split, as bytes
+        of int64: there may be millions).
+    """
+    tasks, first = [], 0
+    for shard, count in shards:
+        inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + count)]
+        for start in range(0, len(inside), most):
+            tasks.append({"shard": shard, "first": first, "rows": inside[start : start + most].tobytes()})
+        first += count
+    return tasks
+
+
+def _classify(prepared: Prepared, rows: Rows, where: Place, order: list[int], out: Place, address: str | None) -> None:
+    from pipeline.evaluate.predict import BATCH_TOKENS, SLICES_PER_REPLICA, found_room, loaded, mapped, version_of
+
+    shards = []
+    for shard in prepared.shards("train"):
+        with shard.open_random() as f:
+            shards.append((str(shard), pq.ParquetFile(f).metadata.num_rows))
     lay = found_room(address)
+    parts = -(-len(rows) // (SLICES_PER_REPLICA * lay.replicas * PART_ROWS))  # a task reads its whole shard first
+    tasks = cut(shards, rows, PART_ROWS * parts)
     folder, count, version = str(where), lay.threads, version_of(where)
 
     def answer(batch: pa.Table) -> Iterator[pa.Table]:
         classifier = loaded(folder, count, version)
-        for item in batch.to_pylist():
-            piece = Piece(**item)
-            with Place.of(piece.shard).open_random() as f:
+        for task in batch.to_pylist():
+            mine = np.frombuffer(task["rows"], np.int64)
+            with Place.of(task["shard"]).open_random() as f:
                 texts = pq.ParquetFile(f).read(columns=["text"])["text"]
-            rows = pa.array(np.array(piece.rows) - piece.first)
-            ids = classifier.encode(texts.take(rows).to_pylist()).ids
-            logits = np.ascontiguousarray(classifier.all_logits(ids, BATCH_TOKENS)[:, order])
-            column = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel(), pa.float32()), len(order))
-            write_parquet(pa.table(dict(zip(COUNTED, (piece.rows, column), strict=True))), out / piece.name)
-            yield pa.table({"rows": [len(piece.rows)]})
+            for start in range(0, len(mine), PART_ROWS):
+                some = mine[start : start + PART_ROWS]
+                ids = classifier.encode(texts.take(pa.array(some - task["first"])).to_pylist()).ids
+                logits = np.ascontiguousarray(classifier.all_logits(ids, BATCH_TOKENS)[:, order])
+                column = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel(), pa.float32()), len(order))
+                # No two parts have the same first row: it had no answer before.
+                write_parquet(pa.table({"row": some, "logits": column}), out / f"part-{some[0]:012d}.parquet")
+                yield pa.table({"rows": [len(some)]})
 
     out.mkdir()
-    done = total - sum(len(p.rows) for p in pieces)
-    data = cluster.data().from_items([vars(piece) for piece in pieces], override_num_blocks=len(pieces))
-    with console.bar("teach", "rows", total) as progress:
+    data, done = cluster.data().from_items(tasks, override_num_blocks=len(tasks)), 0
+    with console.bar("teach", "rows", len(rows)) as progress:
         for row in mapped(data, answer, 1, lay).iter_rows():
             done += row["rows"]
             progress.update(done)
 
 
-def read(place: Place, rows: npt.NDArray[np.int64], labels: int) -> npt.NDArray[np.float32]:
+def read(place: Place, rows: Rows, labels: int) -> npt.NDArray[np.float32]:
     """The answers to the rows that are trained on.
 
     Args:
@@ -238,17 +299,17 @@ def read(place: Place, rows: npt.NDArray[np.int64], labels: int) -> npt.NDArray[
         WorkFailed: they are not all there.
     """
     answers = np.empty((len(rows), labels), np.float32)
-    found = 0
+    found = np.zeros(len(rows), bool)
     for part in place.files(".parquet"):
         table = read_parquet(part)
-        at = np.searchsorted(rows, table["row"].to_numpy())
-        if len(at) and (at[-1] >= len(rows) or not np.array_equal(rows[at], table["row"].to_numpy())):
-            raise WorkFailed(f"{part} answers to other rows than are trained on: delete {place}, and run again")
-        answers[at] = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, labels)
-        found += len(at)
-    if found != len(rows):
+        theirs = table["row"].to_numpy()
+        at = np.minimum(np.searchsorted(rows, theirs), len(rows) - 1)
+        mine = rows[at] == theirs
+        answers[at[mine]] = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, labels)[mine]
+        found[at[mine]] = True
+    if not found.all():
         raise WorkFailed(
-            f"{place} has the teacher's answers to {found:,} of {len(rows):,} rows: on a cluster every node must see "
-            "the same storage; else delete it, and run again"
+            f"{place} has the teacher's answers to {found.sum():,} of {len(rows):,} rows: on a cluster every node must "
+            "see the same storage; else run the same command again"
         )
     return answers

@@ -21,7 +21,7 @@ from pipeline.folders import put_folder
 from pipeline.model.source import ModelSource
 from pipeline.storage import Place
 from pipeline.train import allocator, checkpoint, teacher
-from pipeline.train.layout import Layout, beside_others
+from pipeline.train.layout import Layout, beside_others, train_layout
 from pipeline.train.store import Store, name_of
 
 VERSION = 5  # raise it whenever the same configuration would train differently
@@ -120,11 +120,12 @@ def train(
         return _fresh(final, mark)
     from pipeline.train import track
 
-    teacher.ask(config, prepared, address)
     have = cluster.connect(address)
-    layout = beside_others(config, have)
+    train_layout(config, have)  # refused before a teacher is asked
     work = run / "train"
     tracking = track.begin(config, run, mark, resumed=(work / mark).exists())
+    teacher.ask(config, prepared, address)
+    layout = beside_others(config, have)
     write_initial(config, prepared, model, work / f"initial-{mark}")
     _fit(config, prepared, model, layout, work, mark, tracking)
     store = Store(work / mark, config.train.keep_checkpoints)
@@ -136,6 +137,8 @@ def train(
         out = Path(temporary) / "checkpoint"
         facts = {"fingerprint": mark, "layout": layout.arithmetic(), "steps": progress["step"]}
         facts |= {"cluster": {"cpus": have.cpus, "gpus": have.gpus}}
+        if taught := teacher.identity_of(config):
+            facts["teacher"] = taught
         facts |= {"seconds": progress["seconds"], "stall_share": stall_share, "history": progress["history"]}
         export(folder, out, facts)
         put_folder(out, final, checkpoint.CARD)

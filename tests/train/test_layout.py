@@ -40,7 +40,10 @@ def test_without_gpus_all_cores_train(nodes: tuple[int, ...], workers: int, each
     ("sets", "have", "expected"),
     [
         (["train.cpus_per_worker=2"], cpus(3, 3), (2, 2)),
-        (["train.cpus_per_worker=1"], cpus(4), (4, 1)),
+        (["train.cpus_per_worker=1"], cpus(64), (2, 1)),  # as configurations of before say it
+        (["train.min_workers=2"], cpus(8), (2, 4)),
+        (["train.min_workers=4"], cpus(2, 2, 2), (6, 1)),
+        (["train.min_workers=1"], cpus(8, 8), (2, 8)),
         (["train.workers=2"], cpus(2), (2, 1)),
         (["train.workers=2"], cpus(8), (2, 4)),
         (["train.workers=1"], cpus(64), (1, 8)),
@@ -60,22 +63,46 @@ def test_what_is_asked_for_and_what_follows(sets: list[str], have: Resources, ex
 def test_too_many_workers_are_refused() -> None:
     with pytest.raises(UserError, match=r"3 workers x 1 CPU = 3 CPUs, but the cluster has .*2 CPUs"):
         train_layout(load(sets=["train.workers=3"]), cpus(2))
+    with pytest.raises(UserError, match=r"train\.min_workers=3 is more than the 2 for which the cluster has room"):
+        train_layout(load(sets=["train.min_workers=3"]), cpus(2))
+    with pytest.raises(UserError, match=r"train\.min_workers=3 is more than the 2 of train\.workers"):
+        train_layout(load(sets=["train.min_workers=3", "train.workers=2"]), cpus(2))
 
 
-def test_beside_an_endpoint_a_worker_takes_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("free", "sets", "expected"),
+    [
+        (4, [], (1, 4)),
+        (3, [], (1, 3)),
+        (1, [], (1, 1)),
+        (3, ["train.workers=1"], (1, 3)),
+        (3, ["train.cpus_per_worker=1"], (2, 1)),
+        (1, ["train.cpus_per_worker=1"], (1, 1)),
+        (1, ["model.name=lstm"], (1, 1)),
+        (1, ["train.workers=2", "train.cpus_per_worker=2"], (2, 2)),  # as it was asked for
+    ],
+)
+def test_beside_an_endpoint_workers_take_what_is_left(
+    free: int, sets: list[str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(layout, "PATIENCE_S", 0.0)
-    for free, sets, expected in (
-        (cpus(4), [], (1, 4)),
-        (cpus(3), [], (1, 3)),
-        (cpus(1), [], (1, 1)),
-        (cpus(3), ["train.workers=1"], (1, 3)),
-        (cpus(0), [], (4, 1)),  # Ray waits
-        (cpus(1), ["train.workers=2"], (2, 1)),
-        (cpus(1), ["train.cpus_per_worker=2"], (2, 2)),  # as it was asked for
-    ):
-        monkeypatch.setattr(cluster, "free", lambda free=free: free)
-        found = beside_others(load(sets=sets), cpus(4))
-        assert (found.workers, found.cpus) == expected, (free, sets)
+    monkeypatch.setattr(cluster, "free", lambda: cpus(free))
+    found = beside_others(load(sets=sets), cpus(4))
+    assert (found.workers, found.cpus) == expected
+
+
+def test_where_others_hold_everything_as_little_as_possible_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layout, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(layout, "LAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(cluster, "free", lambda: cpus(0))
+    found = beside_others(load(), cpus(64))
+    assert (found.workers, found.cpus) == (1, 1)
+    assert "others hold the CPUs of 1 node, 64 CPUs" in capsys.readouterr().out
+    monkeypatch.setattr(cluster, "free", lambda: cpus(1))
+    found = beside_others(load(sets=["train.workers=2"]), cpus(4))
+    assert (found.workers, found.cpus) == (2, 1)
 
 
 def test_free_cpus_of_this_cluster(ray_session: None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipeline.config import Config
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError, WorkFailed
 from pipeline.evaluate.classifier import Classifier
+from pipeline.storage import Place
 from pipeline.train import batches, teacher, trainer
 
 
@@ -59,8 +62,9 @@ def test_answers_to_the_rows_that_are_trained_on(
     place = teacher.place_of(asked, data)
     assert place is not None
     teacher.ask(asked, data, None)
-    parts = {f.name: f.read_bytes() for f in place.files(".parquet")}
-    assert len(parts) > 1
+    assert len(place.files(".parquet")) > 1
+    with pytest.raises(WorkFailed, match=r"answers to .* of .* rows") if most else contextlib.nullcontext():
+        teacher.read(place, np.arange(data.rows("train")), 3)
     found = teacher.read(place, numbers, 3)
     np.testing.assert_allclose(found, expected(bert, data, numbers), atol=0.05)  # other batches, perhaps in bf16
     assert (found.argmax(-1) == expected(bert, data, numbers).argmax(-1)).mean() > 0.95
@@ -88,11 +92,41 @@ def test_a_pass_that_was_cut_off_goes_on(
     teacher.ask(asked, data, None)
     assert {f.name: Path(f.uri).stat().st_mtime_ns for f in others} == before
     assert len(teacher.read(place, numbers, 3)) == data.rows("train")
-    assert "going on with a pass that was cut off" in capfd.readouterr().out
+    known = data.rows("train") - len(numbers[:25])
+    assert f"classifies 25 training rows; its answers to {known} are there" in capfd.readouterr().out
     teacher.ask(asked, data, None)
     assert "unchanged, reusing" in capfd.readouterr().out
-    with pytest.raises(WorkFailed, match="other rows than are trained on"):
-        teacher.read(place, numbers[::2], 3)
+    np.testing.assert_array_equal(teacher.read(place, numbers[::2], 3), teacher.read(place, numbers, 3)[::2])
+
+
+def test_tasks_are_of_one_shard_and_hold_every_row_once() -> None:
+    rows = np.array([0, 1, 4, 5, 6, 11, 12, 29])
+    tasks = teacher.cut([("a", 5), ("b", 0), ("c", 8), ("d", 20)], rows, 2)
+    found = [(t["shard"], t["first"], np.frombuffer(t["rows"], np.int64).tolist()) for t in tasks]
+    assert found == [
+        ("a", 0, [0, 1]), ("a", 0, [4]), ("c", 5, [5, 6]), ("c", 5, [11, 12]), ("d", 13, [29]),
+    ]  # fmt: skip
+
+
+def test_a_teacher_that_changes_while_it_is_asked_is_not_believed(
+    ray_session: None, tmp_path: Path, bert: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copytree(bert, tmp_path / "own")
+    asked = config(tmp_path, own)
+    place = teacher.place_of(asked, data)
+    assert place is not None
+    now, wrote = teacher._missing, []
+
+    def swapped(*given: Any) -> Any:
+        (own / "config.json").write_text((own / "config.json").read_text() + "\n")
+        wrote.append(True)
+        return now(*given)
+
+    monkeypatch.setattr(teacher, "_missing", swapped)
+    with pytest.raises(WorkFailed, match="changed while it was asked"):
+        teacher.ask(asked, data, None)
+    assert wrote
+    assert not place.exists()
 
 
 def test_a_student_learns_and_says_from_whom(ray_session: None, tmp_path: Path, bert: Path, rows: Path) -> None:
@@ -108,8 +142,48 @@ def test_a_student_learns_and_says_from_whom(ray_session: None, tmp_path: Path, 
             trained = trainer.train(job.config, job.prepared, job.model, None, job.run)
             card = json.loads((trained.checkpoint / "broadsheet.json").read_text())
             assert card["config"]["train"]["teacher"] == str(bert)
+            assert card["training"]["teacher"] == teacher.identity_of(job.config)
             assert "learnt from the answers of" in (trained.checkpoint / "README.md").read_text()
     assert len(set(marks)) == 3
+
+
+def test_a_finished_student_needs_its_teacher_no_more(tmp_path: Path, bert: Path) -> None:
+    gone = tmp_path / "gone"
+    asked = config(tmp_path, gone).updated({"name": "student"})
+    with pytest.raises(UserError, match=r"no checkpoint in .*gone.*without a teacher: --set train\.teacher=null"):
+        teacher.check(asked, "lstm")
+    final = tmp_path / "student/checkpoint"
+    shutil.copytree(bert, final)
+    card = json.loads((final / "broadsheet.json").read_text())
+    card["config"]["train"]["teacher"] = str(gone)
+    (final / "broadsheet.json").write_text(json.dumps({**card, "training": {"teacher": "abc"}}))
+    assert teacher.check(asked, "lstm") == asked
+    assert teacher.identity_of(asked) == "abc"
+    other = config(tmp_path, tmp_path / "other").updated({"name": "student"})
+    with pytest.raises(UserError, match="no checkpoint"):
+        teacher.identity_of(other)
+
+
+def test_where_the_teacher_learnt_what_it_is_tested_on_is_said(
+    tmp_path: Path, bert: Path, rows: Path, data: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = json.loads((bert / "broadsheet.json").read_text())
+    where = Place.of(bert)
+    teacher._warn_of_leaks(card, data, where)
+    assert "is no longer where it was" in " ".join(capsys.readouterr().out.split())
+    own = {**card, "prepared": str(data.place), "data_fingerprint": data.fingerprint}
+    teacher._warn_of_leaks(own, data, where)
+    assert not capsys.readouterr().out
+    files = {"train": str(rows)}
+    for split in ("test", "validation"):
+        other = [(f"{split} {i}", label) for i in range(9) for label in data.labels]
+        files[split] = write_csv(tmp_path / f"{split}.csv", other)
+    all_of_it = prepared(tmp_path, files, "data.near_duplicates=keep")  # what is test here is training there
+    capsys.readouterr()
+    leaky = {**card, "prepared": str(all_of_it.place), "data_fingerprint": all_of_it.fingerprint}
+    teacher._warn_of_leaks(leaky, data, where)
+    count = data.rows("test")
+    assert f"{count} of {count} test rows are among those that" in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_labels_are_named(tmp_path: Path, bert: Path) -> None:
