@@ -42,7 +42,7 @@ ENCODERS = ("minilm", "mpnet", "taught")  # English ones
 EXTRA: dict[str, list[str]] = {
     "thucnews_lstm": ["train.epochs=6", "model.token_dropout=0"],
     "reuters8_minilm": ["train.epochs=3"],
-    "reuters52_minilm": ["train.epochs=6"],
+    "reuters52_minilm": ["train.epochs=12", "train.learning_rate=2e-4"],
     "newsgroups20_minilm": ["train.epochs=4", "model.max_tokens=256"],
 }
 JOBS = [f"{data}_{model}" for data in DATA for model in MODELS if data != "thucnews" or model not in ENCODERS]
