@@ -17,6 +17,8 @@ from pipeline.processors import local_cpus
 
 REACH_SECONDS = 5.0
 AUTH_MODE = "RAY_AUTH_MODE"
+NOBODY = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")  # where no Ray answers
+_without_dashboard = False  # the Ray that this process has started
 START_TIMEOUT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")  # for Ray to find room for all workers
 
 
@@ -96,6 +98,8 @@ def connect(address: str | None = None, dashboard: bool = False) -> Resources:
             # Nobody tells of the end of this machine: that is a process less.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             options |= {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1", "num_cpus": local_cpus()}
+            global _without_dashboard
+            _without_dashboard = not dashboard
         else:
             # Only the variables the workers need travel; the code must be installed on every node.
             options |= {"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}}
@@ -213,20 +217,26 @@ def pinned() -> Iterator[None]:
     in RAY_ADDRESS, else whatever the last ``ray start`` on the machine left in a file. One that was killed, or a
     second Ray beside ours, and the CPUs are never freed: the next trial waits for ever (Ray 2.60). Ray Train hands
     the variables named in a set of its own on to its actors; ``tests/test_cluster.py`` watches that set.
+
+    A Ray without a dashboard says all the same that its dashboard is at port 8265. Where another Ray's is there, that
+    one is asked, does not know our controller, and the workers of a training that goes well are ended. So that actor is
+    sent where nobody answers; it goes on asking, and such a Ray ends with its driver anyway.
     """
     import ray
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    names = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **dict([NOBODY] if _without_dashboard else [])}
+    ENV_VARS_TO_PROPAGATE.update(names)
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def expect_lost_nodes() -> None:

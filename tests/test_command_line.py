@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,28 @@ def test_doctor_says_what_fits(tmp_path: Path, csv: str, running: str) -> None:
     too_many = broadsheet("doctor", *flags, folder=tmp_path, RAY_ADDRESS=running)
     assert too_many.returncode == 1
     assert "999 workers" in too_many.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_another_ray_that_starts_later_costs_no_worker(tmp_path: Path) -> None:
+    """Its dashboard is asked for our training, if ours has none: see ``cluster.pinned``."""
+    rows = "".join(f"some text number {i},{'ab'[i % 2]}\n" for i in range(400))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows)
+    sets = ("train.epochs=400", "train.batch_tokens=256", "model.hidden=[16]", "train.workers=1")
+    flags = [word for one in sets for word in ("--set", one)]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        command = [sys.executable, "-m", "broadsheet", "train", "--data", "rows.csv", "--model", "lstm", *flags]
+        training = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out)
+        try:
+            while " steps" not in log.read_text() and training.poll() is None:
+                time.sleep(0.2)
+            code = "import ray, time; ray.init(address='local', num_cpus=1, include_dashboard=True); time.sleep(20)"
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+            assert training.poll() is None, "it was over before the other Ray"
+            assert training.wait(120) == 0, log.read_text()
+        finally:
+            training.kill()
+            training.wait()
+    assert "a worker was lost" not in log.read_text()

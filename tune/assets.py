@@ -88,15 +88,17 @@ class Assets:
             default: the point of the default recipe.
             address: the Ray cluster.
         """
+        if self._config.train.teacher is None:
+            return
         trial = trial_config(self._config, default)
         seeds = range(trial.seed + 1, trial.seed + 1 + trial.tune.seeds)  # they draw the rows, where not all are taken
-        asked = set()
         for asset in self._known.values() or [self._first]:
+            asked = set()
             for config in (trial, *(final_config(self._config, default, seed) for seed in seeds)):
-                place = teacher.place_of(config, asset.prepared)
-                if place not in asked:
+                rows = teacher.rows_of(config, asset.prepared)
+                if rows.tobytes() not in asked:
                     teacher.ask(config, asset.prepared, address)
-                asked.add(place)
+                asked.add(rows.tobytes())
 
     def of(self, point: Point) -> Asset:
         """What a point's trial starts from."""

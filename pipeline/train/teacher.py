@@ -135,6 +135,12 @@ def size_of(config: Config, prepared: Prepared) -> int:
     return 4 * len(prepared.labels) * min(rows, config.train.max_rows or rows)
 
 
+def rows_of(config: Config, prepared: Prepared) -> Rows:
+    """Numbers, in the train split, of the rows that are trained on, rising."""
+    labels = prepared.table("train", ["label"])["label"].to_numpy().astype(np.int64)
+    return batches.sample(labels, config.train.max_rows, config.seed)
+
+
 def ask(config: Config, prepared: Prepared, address: str | None) -> None:
     """Have the teacher classify the training rows, go on with a pass that was cut off, or find it done.
 
@@ -157,8 +163,7 @@ def ask(config: Config, prepared: Prepared, address: str | None) -> None:
             f"train.teacher: its answers, 4 bytes a training row and label, take {size / 1e9:.1f} GB in every worker; "
             f"up to {MOST_BYTES / 1e9:.1f} GB are held: lower train.max_rows; {NONE}"
         )
-    labels = prepared.table("train", ["label"])["label"].to_numpy().astype(np.int64)
-    wanted = batches.sample(labels, config.train.max_rows, config.seed)
+    wanted = rows_of(config, prepared)
     _warn_of_leaks(card, prepared, where)
     with alone.waiting(place, lambda who: console.say("teach", f"another command ({who}) asks: waiting for it")):
         place.sweep(".part-*.parquet.*")
