@@ -295,6 +295,18 @@ def our_error(
     return None
 
 
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Raise what ``our_error`` finds in an error of the work within; what it knows nothing of stays as it is."""
+    try:
+        yield
+    except Exception as e:
+        ours = our_error(e)
+        if ours is None:
+            raise
+        raise ours from None
+
+
 def raised(error: BaseException) -> UserError | WorkFailed | None:
     """The UserError or WorkFailed inside what Ray raised, if there is one."""
     for e in _inside(error):

@@ -77,16 +77,10 @@ def predict_files(
     if done:
         console.say("predict", f"going on with an attempt that was cut off: {len(done):,} parts are finished")
     total = dict.fromkeys(("read", "rows", "errors", "parts"), 0)
-    try:
-        with console.bar("predict", "rows") as progress:
-            for row in _laid_out(sources, data, str(where), out, int(plan["piece_bytes"]), done, config, address):
-                total = {k: v + row[k] for k, v in total.items()}
-                progress.update(total["rows"])
-    except Exception as e:
-        ours = cluster.our_error(e)
-        if ours is None:
-            raise
-        raise ours from None
+    with cluster.in_our_words(), console.bar("predict", "rows") as progress:
+        for row in _laid_out(sources, data, str(where), out, int(plan["piece_bytes"]), done, config, address):
+            total = {k: v + row[k] for k, v in total.items()}
+            progress.update(total["rows"])
     _check(total, plan, sources, where, out)
     facts = {**total, "checkpoint": str(where), "inputs": {i["name"]: i["content"] for i in plan["inputs"]}}
     (out / pieces.SUCCESS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")

@@ -174,13 +174,8 @@ def ask(config: Config, prepared: Prepared, address: str | None) -> None:
         known = len(wanted) - len(missing)
         console.say("teach", f"{where} classifies {len(missing):,} training rows"
                     + (f"; its answers to {known:,} are there" if known else ""))  # fmt: skip
-        try:
+        with cluster.in_our_words():
             _classify(prepared, missing, where, order, place, address)
-        except Exception as e:
-            ours = cluster.our_error(e)
-            if ours is None:
-                raise
-            raise ours from None
         if _identity(where) != _identity_at_first(str(where)):
             place.delete()
             raise WorkFailed(f"train.teacher: {where} changed while it was asked: run the same command again")

@@ -53,7 +53,7 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
         torch.set_num_threads(job["threads"])
         pa.set_cpu_count(job["threads"])
     prepared = Prepared.open(job["prepared"])
-    train, numbers = _trained_on(prepared, config)
+    train = sampled(prepared.tokens("train"), config.train.max_rows, config.seed)
     held_out = prepared.tokens("validation") if prepared.rows("validation") else train
     validation = sampled(held_out, config.train.validation_rows, config.seed)
     plan = batches.Plan(train.lengths, config.train.batch_tokens, config.train.epochs, config.seed)
@@ -99,7 +99,8 @@ def fit(job: dict[str, Any], seat: Seat) -> None:
     weights = recipe.class_weights(settings.class_weights, prepared.labels, train.labels)
     teaching = None
     if job["teacher"]:
-        answers = teacher.read(Place.of(job["teacher"]), numbers, len(prepared.labels))
+        rows = teacher.rows_of(config, prepared)
+        answers = teacher.read(Place.of(job["teacher"]), rows, len(prepared.labels))
         teaching = Teaching(torch.from_numpy(answers), settings.teacher_weight, settings.teacher_temperature)
     loop = Loop(
         model, optimizer, train, pad_id, device, kind, settings.clip_norm, config.seed, rank, world, exchange,
@@ -230,13 +231,6 @@ def _refuse(loss: float, step: int) -> None:
     """
     if not math.isfinite(loss):
         raise WorkFailed(not_finite(f"the training loss ({loss}) is", step))
-
-
-def _trained_on(prepared: Prepared, config: Config) -> tuple[Tokens, batches.Rows]:
-    """The training rows, and their numbers in the train split."""
-    tokens = prepared.tokens("train")
-    numbers = batches.sample(tokens.labels, config.train.max_rows, config.seed)
-    return (tokens if len(numbers) == len(tokens) else tokens.take(numbers)), numbers
 
 
 def sampled(tokens: Tokens, max_rows: int | None, seed: int) -> Tokens:

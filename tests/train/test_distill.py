@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -19,10 +21,10 @@ def answers(rows: int = 40, labels: int = 3) -> torch.Tensor:
     return torch.randn(rows, labels, generator=torch.Generator().manual_seed(3)).mul(2).log_softmax(-1)
 
 
-def loop(model: torch.nn.Module, teaching: Teaching | None, **more: object) -> Loop:
+def loop(model: torch.nn.Module, teaching: Teaching | None, **more: Any) -> Loop:
     return Loop(
         model, recipe.optimizer_for(model, 1e-2, 0.0), tokens(), 0, CPU, "fp32", 1.0, 1, teaching=teaching, **more
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("balanced", [False, True])

@@ -201,7 +201,7 @@ def test_answers_that_would_not_fit_are_refused(
         teacher.ask(config(tmp_path, bert), data, None)
 
 
-def test_a_teacher_that_is_not_there(tmp_path: Path, bert: Path) -> None:
+def test_a_teacher_that_is_not_there(tmp_path: Path, bert: Path, data: Prepared) -> None:
     with pytest.raises(UserError, match=r"train\.teacher: no checkpoint in .*nowhere"):
         teacher.check(config(tmp_path, tmp_path / "nowhere"), "lstm")
     with pytest.raises(UserError, match="the linear model learns from labels alone"):
@@ -209,4 +209,4 @@ def test_a_teacher_that_is_not_there(tmp_path: Path, bert: Path) -> None:
     teacher.check(config(tmp_path, bert), "lstm")
     with pytest.raises(UserError, match="another --name"):
         teacher.check(config(bert.parent.parent, bert).updated({"name": bert.parent.name}), "lstm")
-    assert teacher.place_of(configuration.load(None, [], {}), None) is None  # type: ignore[arg-type]
+    assert teacher.place_of(configuration.load(None, [], {}), data) is None
